@@ -1,0 +1,53 @@
+# make demo | test | lint | setup | benchmarks: each does its own set-up in .venv, from constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
+NEED_MB := 6000
+
+.PHONY: setup setup-dev demo test lint format benchmarks clean
+
+setup: $(VENV)/.installed
+
+setup-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "Python 3.11 is needed (found: $$($(PYTHON) --version 2>&1)); set PYTHON=/path/to/python3.11"; exit 1; }
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "the lock file is for Linux on x86-64, this is $$(uname -sm)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "the venv module is missing (Debian: apt-get install python3.11-venv)"; exit 1; }
+	@free=$$(df -Pm . | awk 'NR == 2 { print $$4 }'); test "$$free" -ge $(NEED_MB) \
+	  || { echo "$(NEED_MB) MB of disk space are needed here, $$free MB are free"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing (about a minute)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing with tests and comparison packages (two to three minutes)"
+	@$(PIP) -e '.[dev,compare]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/nowcast demo
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+benchmarks: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest tests/benchmarks -s
+
+clean:
+	rm -rf $(VENV) nowcast-demo .pytest_cache .mypy_cache .ruff_cache

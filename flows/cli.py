@@ -1,0 +1,290 @@
+"""The command ``nowcast``. Every command reads the settings, runs one operation and prints what was done.
+
+Heavy modules (torch, xarray, Prefect) are imported inside the commands that need them.
+"""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from flows import cli_info, console
+from flows.cli_options import (
+    AsJson,
+    Changes,
+    Config,
+    DomainName,
+    From,
+    To,
+    UsePrefect,
+    Verbose,
+    load_settings,
+    now,
+    options,
+    parse_time,
+)
+from flows.console import errors_to_exit_codes, out
+
+app = typer.Typer(
+    help="Precipitation nowcasts from radar: frames, forecasts, CF NetCDF, honest verification.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(cli_info.status)
+app.add_typer(cli_info.networks_app, name="networks")
+app.add_typer(cli_info.models_app, name="models")
+app.add_typer(cli_info.catalog_app, name="catalog")
+app.add_typer(cli_info.config_app, name="config")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Version and commit.")] = False) -> None:
+    if version:
+        from pipeline.version import software_version
+
+        out.print(f"nowcast {software_version()}", highlight=False)
+        raise typer.Exit
+
+
+def _operate(
+    flow: str,
+    settings: Any,
+    domain: str,
+    config: Path | None,
+    changes: list[str] | None,
+    as_json: bool,
+    use_prefect: bool,
+    **arguments: Any,
+) -> None:
+    """Run an operation: through a Prefect server that answers, else bare; print its report."""
+    from pipeline import logs, operations
+
+    settings.domain(domain)  # a wrong name is said before anything starts
+    with logs.log_context(domain=domain):
+        if _flows_wanted(settings, use_prefect):
+            report = _run_flow(flow, settings, config, changes, use_prefect, domain=domain, **arguments)
+        else:
+            operation = operations.run if flow == "nowcast" else getattr(operations, flow)
+            with console.progress_bars(as_json) as progress:
+                report = operation(settings, domain, now=now(), progress=progress, **arguments)
+    console.print_report(report, as_json)
+
+
+@app.command()
+def ingest(
+    domain: DomainName,
+    start: From = None,
+    end: To = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """Turn what the source received into frames. Without times: all the source holds."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        _operate("ingest", settings, domain, config, changes, as_json, use_prefect, start=start, end=end)
+
+
+@app.command()
+def run(
+    domain: DomainName,
+    reference_time: Annotated[
+        datetime | None,
+        typer.Option("--reference-time", parser=parse_time, metavar="TIME", help="Default: the newest frame."),
+    ] = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """One forecast: ingest what it needs, forecast, publish."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        _operate("nowcast", settings, domain, config, changes, as_json, use_prefect, reference_time=reference_time)
+
+
+@app.command()
+def backfill(
+    domain: DomainName,
+    start: Annotated[datetime, typer.Option("--from", parser=parse_time, metavar="TIME", help="First reference time.")],
+    end: Annotated[datetime, typer.Option("--to", parser=parse_time, metavar="TIME", help="Last reference time.")],
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that forecast.")] = 1,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """Hindcasts for a period: ingest what they need before and after, forecast, verify."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        if end < start:
+            raise typer.BadParameter(f"--to {end.isoformat()} lies before --from {start.isoformat()}")
+        _operate(
+            "backfill", settings, domain, config, changes, as_json, use_prefect, start=start, end=end, workers=workers
+        )
+
+
+@app.command()
+def verify(
+    domain: DomainName,
+    start: From = None,
+    end: To = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """Score forecasts against the observations that have arrived. Without times: all of them."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        _operate("verify", settings, domain, config, changes, as_json, use_prefect, start=start, end=end)
+
+
+@app.command()
+def report(
+    domain: DomainName,
+    start: From = None,
+    end: To = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder; default: reports in the root.")] = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """The verification page (HTML) and the scores (CSV). Without times: all the catalog knows."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        settings.domain(domain)
+        arguments = {"start": start, "end": end, "out": str(folder) if folder else None}
+        if _flows_wanted(settings, use_prefect):
+            page = _run_flow("report", settings, config, changes, use_prefect, domain=domain, **arguments)
+            out.print(f"page     {escape(page)}")
+            return
+        from pipeline import operations
+
+        console.print_page(operations.report(settings, domain, start, end, folder, now()), as_json)
+
+
+@app.command()
+def train(
+    domains: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Domains whose archive to train on.")],
+    name: Annotated[str, typer.Option(help="Name of the model; also its folder below root/models.")] = "trained",
+    network: Annotated[str, typer.Option(help="Architecture; see `nowcast networks list`.")] = "convlstm",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Stop after this time.")] = 60.0,
+    crop: Annotated[int, typer.Option(min=16, help="Side of the random squares, cells.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Squares in a step.")] = 4,
+    lead_frames: Annotated[int, typer.Option(min=1, help="Frames to forecast.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam, at the start.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and samples.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Convolutions in bfloat16.")] = False,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """Train a network on the archive; writes weights, card and metrics."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        for domain in domains:
+            settings.domain(domain)
+        from pydantic import ValidationError
+
+        from pipeline import operations
+        from pipeline.errors import SettingsError
+
+        try:
+            request = operations.TrainingRequest(
+                name=name, network=network, steps=steps, minutes=minutes, crop=crop, batch=batch,
+                lead_frames=lead_frames, learning_rate=learning_rate, seed=seed, bf16=bf16,
+                command="nowcast " + shlex.join(_without_paths(sys.argv[1:])),
+            )  # fmt: skip
+        except ValidationError as err:
+            raise SettingsError("; ".join(f"--{e['loc'][0]} {e['input']}: {e['msg']}" for e in err.errors())) from err
+        if _flows_wanted(settings, use_prefect):
+            made = _run_flow("train", settings, config, changes, use_prefect, domains=domains, request=request)
+            out.print(f"model    {escape(made)}")
+            return
+        with console.progress_bars(as_json) as progress:
+
+            def show(step: int, row: dict[str, float]) -> None:
+                progress("train", step, steps)
+
+            result = operations.train(settings, domains, request, now(), show)
+        console.print_training(result, as_json)
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    """Command-line words for the card; absolute paths say nothing to others and are cut to their last part."""
+    return [Path(a).name if a.startswith("/") else a for a in arguments]
+
+
+def _flows_wanted(settings: Any, use_prefect: bool) -> bool:
+    from flows.prefect_link import server_answers
+
+    return use_prefect or server_answers(settings.prefect_api_url)
+
+
+def _run_flow(
+    name: str, settings: Any, config: Path | None, changes: list[str] | None, use_prefect: bool, **arguments: Any
+) -> Any:
+    """Call the flow of that name in this process, against the server that answers or an embedded one."""
+    from importlib import import_module
+
+    from flows import prefect_link
+
+    api_url = settings.prefect_api_url if prefect_link.server_answers(settings.prefect_api_url) else None
+    with prefect_link.prefect_settings(settings.root, api_url):
+        flow = getattr(import_module(f"flows.{name}"), name)
+        return flow(
+            config=str(settings.config_path) if settings.config_path else None, changes=options(changes), **arguments
+        )
+
+
+@app.command()
+def demo(
+    root: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("nowcast-demo"),
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """A small synthetic rain field through the whole chain: frames, forecasts, NetCDF, scores, page."""
+    with errors_to_exit_codes():
+        from pipeline import demo as demonstration
+        from pipeline import logs, operations
+
+        settings = demonstration.settings(root)
+        logs.configure(settings.log_format, verbose)
+        with console.progress_bars(as_json) as progress:
+            done = operations.backfill(
+                settings, demonstration.DOMAIN, *demonstration.PERIOD, now=now(), progress=progress
+            )
+        page = operations.report(settings, demonstration.DOMAIN, None, None, None, now())
+        if as_json:
+            console.print_json({"report": done, "page": page})
+            return
+        console.print_report(done, as_json=False)
+        first = settings.root / done.products[0]
+        out.print(f"NetCDF   {escape(str(first))} and {len(done.products) - 1} more")
+        console.print_page(page, as_json=False)
+
+
+if __name__ == "__main__":
+    main()

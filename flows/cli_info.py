@@ -1,0 +1,169 @@
+"""The commands that show and mend: status, networks, models, catalog, config."""
+
+from typing import Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows import console
+from flows.cli_options import AsJson, Changes, Config, load_settings
+from flows.console import errors_to_exit_codes, out
+
+networks_app = typer.Typer(help="Architectures of the zoo.", no_args_is_help=True)
+models_app = typer.Typer(help="Trained checkpoints.", no_args_is_help=True)
+catalog_app = typer.Typer(help="The catalog of frames, forecasts and scores.", no_args_is_help=True)
+config_app = typer.Typer(help="The settings.", no_args_is_help=True)
+
+
+def status(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """What every domain has: frames, forecasts, verification, problems."""
+    with errors_to_exit_codes():
+        from pipeline.catalog import Catalog
+        from pipeline.status import status as read_status
+
+        settings = load_settings(config, changes)
+        from pipeline.storage import Store
+
+        Store(settings.root)
+        rows = read_status(Catalog(settings.catalog), sorted(settings.domains))
+        if as_json:
+            console.print_json(rows)
+            return
+        table = Table("domain", "frames", "newest frame", "forecasts", "skipped", "verified", "quarantined", box=None)
+        for row in rows:
+            forecasts = "\n".join(f"{n} {method}" for method, n in row.forecasts.items()) or "none"
+            verified = "\n".join(f"{n} {state}" for state, n in row.verified.items())
+            table.add_row(
+                row.domain,
+                str(row.frames),
+                row.newest_frame,
+                escape(forecasts),
+                str(row.skipped),
+                verified,
+                str(row.quarantined),
+            )
+        out.print(table)
+        for row in rows:
+            if row.newest_problem:
+                out.print(f"[yellow]{row.domain}:[/] newest quarantine: {escape(row.newest_problem)}")
+        if not rows:
+            out.print("no domain is configured; give a settings file with --config")
+
+
+@networks_app.command("list")
+def networks_list(as_json: AsJson = False) -> None:
+    """Every network of the zoo: parameters, input and output (batch, time, channel, height, width)."""
+    from models.zoo import ZOO, describe
+
+    rows = [describe(name) for name in ZOO]
+    if as_json:
+        console.print_json(rows)
+        return
+    table = Table("name", "parameters", "input", "output", "source", box=None)
+    for row in rows:
+        shapes = (" x ".join(map(str, row[key][1:])) for key in ("input_shape", "output_shape"))
+        table.add_row(row["name"], f"{row['parameters']:,}", *shapes, row["source"])
+    out.print(table)
+    out.print("shapes are time x channel x height x width; any height, width, input and output length is accepted")
+
+
+@models_app.command("list")
+def models_list(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Shipped models and those trained in this root."""
+    with errors_to_exit_codes():
+        from models import checkpoint
+
+        settings = load_settings(config, changes)
+        places = {"shipped": checkpoint.PRETRAINED, "trained here": settings.root / "models"}
+        rows: list[dict[str, Any]] = []
+        for where, folder in places.items():
+            for path in sorted(folder.glob("*/card.json")):
+                card = checkpoint.read_card(path.parent)
+                rows.append(
+                    {
+                        "name": path.parent.name,
+                        "where": where,
+                        "network": card.network,
+                        "cadences_minutes": card.cadences_minutes,
+                        "spacing_m": card.spacing_m,
+                        "checksum": card.checksum[:8],
+                    }
+                )
+        if as_json:
+            console.print_json(rows)
+            return
+        table = Table("name", "where", "network", "cadences (min)", "spacing (m)", "checksum", box=None)
+        for row in rows:
+            cadences = ", ".join(map(str, row["cadences_minutes"]))
+            spacing = " to ".join(f"{s:g}" for s in row["spacing_m"])
+            table.add_row(row["name"], row["where"], row["network"], cadences, spacing, row["checksum"])
+        out.print(table)
+
+
+@models_app.command("show")
+def models_show(name: str, config: Config = None, changes: Changes = None) -> None:
+    """The card of a model: data, command, seed, scores, what it may be used for."""
+    with errors_to_exit_codes():
+        import dataclasses
+
+        from models import checkpoint
+        from pipeline.errors import SettingsError
+
+        settings = load_settings(config, changes)
+        try:
+            card = checkpoint.read_card(checkpoint.find(name, (settings.root / "models",)))
+        except checkpoint.CheckpointError as err:
+            raise SettingsError(str(err)) from err
+        console.print_json(dataclasses.asdict(card))
+
+
+@catalog_app.command("upgrade")
+def catalog_upgrade(config: Config = None, changes: Changes = None) -> None:
+    """Bring the catalog's schema to this version."""
+    with errors_to_exit_codes():
+        from pipeline.catalog import upgrade
+
+        settings = load_settings(config, changes)
+        out.print(f"the catalog has schema {upgrade(settings.catalog)}")
+
+
+@catalog_app.command("rebuild")
+def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Make the catalog again from the stores and the journal. Latencies and arrival times are lost."""
+    with errors_to_exit_codes():
+        from pipeline.operations import open_root
+        from pipeline.rebuild import rebuild
+
+        settings = load_settings(config, changes)
+        store, catalog = open_root(settings)
+        with console.progress_bars(as_json) as progress:
+            result = rebuild(list(settings.domains.values()), store, catalog, progress)
+        if as_json:
+            console.print_json(result)
+        else:
+            out.print(
+                f"found {result.frames} frames, {result.forecasts} forecasts, {result.scores} score files, "
+                f"{result.skipped} skipped cycles, {result.quarantined} quarantined files; "
+                "arrival times and latencies are lost; `nowcast verify` fills in the verified states"
+            )
+            for path, reason in result.damaged:
+                console.err.print(f"[red]damaged:[/] {escape(path)}: {escape(reason)}")
+        if result.damaged:
+            raise typer.Exit(console.Exit.PARTLY)
+
+
+@config_app.command("show")
+def config_show(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Each value and where it comes from; secrets are hidden."""
+    with errors_to_exit_codes():
+        from pipeline.settings import flat
+
+        rows = flat(load_settings(config, changes))
+        if as_json:
+            console.print_json([{"key": k, "value": v, "origin": o} for k, v, o in rows])
+            return
+        table = Table("key", "value", "origin", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        out.print(table)

@@ -1,0 +1,29 @@
+"""Flow: write the verification page of a domain."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+
+from flows.artifacts import publish_page
+from flows.prefect_link import as_task
+from pipeline import operations
+from pipeline.settings import load
+
+
+@flow(name="report")
+def report(
+    domain: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    out: str | None = None,
+    config: str | None = None,
+    changes: dict[str, str] | None = None,
+) -> str:
+    """Write the verification page of a domain; returns its path."""
+    settings = load(Path(config) if config else None, changes)
+    folder = Path(out) if out else None
+    written = as_task(operations.report)(settings, domain, start, end, folder, datetime.now(UTC))
+    tables = "\n\n".join(f"{key}\n{text}" for key, text in written.headlines.items())
+    publish_page(domain, written.page, tables)
+    return str(written.page)

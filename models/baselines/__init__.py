@@ -1,0 +1,1 @@
+"""Forecasts without training, under the same contract as a network."""

@@ -1,0 +1,127 @@
+"""A trained model on disk: ``weights.safetensors`` beside ``card.json``, which says all it takes to use it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from models import zoo
+
+FORMAT_VERSION = 1
+PRETRAINED = Path(__file__).parent / "pretrained"
+MAX_BYTES = 2 * 2**30
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is absent, damaged, of a newer format, or does not fit its own card."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is and what it was trained for.
+
+    Attributes:
+        name: of the model.
+        network: name in the zoo.
+        network_config: values that differ from the zoo's.
+        dbz_min, dbz_max: reflectivity of pixels 0 and 255.
+        cadences_minutes: cadences it was trained for.
+        spacing_m: smallest and largest grid spacing it was trained for.
+        product: what one frame is (``surface_rain``).
+        sha256: checksum of the weights file.
+        training: command, seed, data, period, duration, scores; free text and numbers for people.
+    """
+
+    name: str
+    network: str
+    network_config: dict[str, Any]
+    dbz_min: float
+    dbz_max: float
+    cadences_minutes: list[int]
+    spacing_m: list[float]
+    product: str
+    sha256: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of everything that changes a forecast: weights, architecture and scale."""
+        parts = [self.sha256, self.network, self.network_config, self.dbz_min, self.dbz_max, self.product]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def save(folder: Path, network: nn.Module, card: Card) -> Card:
+    """Write weights, then the card that names their checksum; return that card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save_tensors({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
+    card = Card(**{**asdict(card), "sha256": hashlib.sha256(weights).hexdigest()})
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "card.json").write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+def find(model: str, folders: tuple[Path, ...] = ()) -> Path:
+    """The folder of a model: a path, or a name in ``folders`` or among the shipped ones.
+
+    Raises:
+        CheckpointError: lists the names that exist.
+    """
+    if "/" in model:
+        return Path(model)
+    places = (*folders, PRETRAINED)
+    for place in places:
+        if (place / model / "card.json").is_file():
+            return place / model
+    known = sorted({p.parent.name for place in places for p in place.glob("*/card.json")})
+    raise CheckpointError(f"no model {model!r}; there are: {', '.join(known) or 'none'}")
+
+
+def read_card(folder: Path) -> Card:
+    """Read ``card.json``.
+
+    Raises:
+        CheckpointError: absent, not a card, or written by a newer version.
+    """
+    path = folder / "card.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"{path}: not a readable model card: {err}") from err
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: card format {version!r}, this version reads {FORMAT_VERSION}")
+    try:
+        return Card(**data)
+    except TypeError as err:
+        raise CheckpointError(f"{path}: {err}") from err
+
+
+def load(folder: Path) -> tuple[nn.Module, Card]:
+    """Build the network of a checkpoint and load its weights; ready to forecast.
+
+    Raises:
+        CheckpointError: the weights are absent or not those that the card names, or do not fit the network.
+    """
+    card = read_card(folder)
+    path = folder / "weights.safetensors"
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
+        weights = path.read_bytes()
+    except OSError as err:
+        raise CheckpointError(f"{path}: cannot be read: {err.strerror}") from err
+    found = hashlib.sha256(weights).hexdigest()
+    if found != card.sha256:
+        raise CheckpointError(f"{path}: checksum {found[:12]}, the card says {card.sha256[:12]}")
+    try:
+        network = zoo.build(card.network, card.network_config)
+        network.load_state_dict(load_tensors(weights))
+    except (KeyError, TypeError, RuntimeError, ValueError) as err:
+        raise CheckpointError(f"{folder}: the weights do not fit network {card.network!r}: {err}") from err
+    return network.eval(), card

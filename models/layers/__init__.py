@@ -1,0 +1,1 @@
+"""One recurrent cell or operator per module."""

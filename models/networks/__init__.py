@@ -1,0 +1,1 @@
+"""Network architectures; ``models.zoo`` names them."""

@@ -1,0 +1,42 @@
+"""Motion and advection on numpy arrays; the torch flow runs inside."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.frames.grayscale import Pixels
+
+
+def interpolate_gap(
+    before: Pixels, after: Pixels, before_observed: NDArray[np.bool_], after_observed: NDArray[np.bool_], missing: int
+) -> list[tuple[Pixels, NDArray[np.bool_]]]:
+    """Frames for ``missing`` instants between two frames: both are advected to the instant and averaged by distance.
+
+    Args:
+        before, after: (rows, columns) uint8, ``missing + 1`` cadences apart.
+        before_observed, after_observed: (rows, columns) bool.
+
+    Returns:
+        For each missing instant the pixels and the cells that have a value (observed in the earlier or later frame).
+    """
+    import torch
+
+    from models.baselines.motion import estimate_motion
+    from models.layers.warp import warp
+
+    frames = torch.from_numpy(np.stack((before, after))).float().unsqueeze(0) / 255
+    observed = torch.from_numpy(np.stack((before_observed, after_observed))).unsqueeze(0)
+    motion = estimate_motion(frames, observed)
+    filled = []
+    for n in range(1, missing + 1):
+        share = n / (missing + 1)
+        sides = []
+        for side, way in ((0, share), (1, share - 1)):
+            both = torch.stack((frames[:, side] * observed[:, side], observed[:, side].float()), dim=1)
+            sides.append(warp(both, motion * way))
+        weights = torch.stack([sides[0][:, 1] * (1 - share), sides[1][:, 1] * share])
+        total = weights.sum(0)
+        values = (sides[0][:, 0] * (1 - share) + sides[1][:, 0] * share) / total.clamp_min(1e-6)
+        covered = (torch.maximum(sides[0][:, 1], sides[1][:, 1]) > 0.5)[0].numpy()
+        pixels = np.floor(values[0].clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+        filled.append((np.where(covered, pixels, 0).astype(np.uint8), covered))
+    return filled

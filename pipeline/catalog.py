@@ -1,0 +1,316 @@
+"""What exists and in what state: volumes, frames, cycles, score files, leases. SQL through SQLAlchemy Core.
+
+SQLite is embedded, for one machine. Times are whole seconds since 1970 (instants of the axis) or floats (wall clock).
+"""
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from pipeline.errors import LeaseLost, StoreUnavailable
+from pipeline.settings import hide_secrets
+
+SCHEMA = "0001"
+LEASE_S = 30.0
+BUSY_S = 30.0
+
+metadata = sa.MetaData()
+
+
+def _table(name: str, keys: dict[str, Any], values: dict[str, Any]) -> sa.Table:
+    columns = [sa.Column(k, t, primary_key=True) for k, t in keys.items()]
+    columns += [sa.Column(k, t, nullable=k == "correlation") for k, t in values.items()]
+    return sa.Table(name, metadata, *columns)
+
+
+volumes = _table(
+    "volumes",
+    {"domain": sa.String(40), "key": sa.String(512), "etag": sa.String(64)},
+    {
+        "nominal_time": sa.BigInteger,
+        "size": sa.BigInteger,
+        "sha256": sa.String(64),
+        "arrived_at": sa.Float,
+        "state": sa.String(20),  # framed, duplicate, off_axis or quarantined
+        "reason": sa.Text,
+    },
+)
+frames = _table(
+    "frames",
+    {"domain": sa.String(40), "valid_time": sa.BigInteger},
+    {
+        "sha256": sa.String(64),
+        "source_key": sa.String(512),
+        "arrived_at": sa.Float,
+        "offset_s": sa.Float,
+        "coverage": sa.Float,
+        "echo": sa.Float,
+        "removed": sa.Float,
+    },
+)
+cycles = _table(
+    "cycles",
+    {"domain": sa.String(40), "reference_time": sa.BigInteger, "kind": sa.String(10), "revision": sa.Integer},
+    {
+        "state": sa.String(10),  # published or skipped
+        "method": sa.String(80),
+        "reason": sa.Text,
+        "path": sa.String(512),
+        "content_digest": sa.String(64),
+        "baselines_digest": sa.String(64),
+        "inputs_digest": sa.String(64),
+        "model_checksum": sa.String(64),
+        "correlation": sa.Float,
+        "issue_time": sa.Float,
+        "stages": sa.Text,
+        "verified": sa.String(12),  # "", partly or fully
+        "verified_reason": sa.Text,
+        "observations_digest": sa.String(64),
+    },
+)
+scores = _table(
+    "scores",
+    {"path": sa.String(512)},
+    {
+        "domain": sa.String(40),
+        "kind": sa.String(10),
+        "model": sa.String(80),
+        "day": sa.BigInteger,
+        "content_digest": sa.String(64),
+    },
+)
+leases = _table(
+    "leases",
+    {"name": sa.String(200)},
+    {"owner": sa.String(120), "token": sa.String(32), "expires_at": sa.Float},
+)
+
+Row = dict[str, Any]
+
+
+class Catalog:
+    """One connection pool to the catalog.
+
+    Raises:
+        StoreUnavailable: it cannot be reached, or has another schema version.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _engine(url)
+        with self._reachable():
+            self._check_schema()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One writing transaction; on SQLite it takes the write lock at once (BEGIN IMMEDIATE)."""
+        with self._reachable(), self.engine.begin() as connection:
+            yield connection
+
+    def read(self, query: Any) -> list[Row]:
+        """Rows of a query as dictionaries."""
+        with self._reachable(), self.engine.connect().execution_options(reading=True) as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, rows: Iterable[Row]) -> None:
+        """Insert rows, or replace the values of those whose key exists."""
+        rows = list(rows)
+        if not rows:
+            return
+        insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+        keys = [c.name for c in table.primary_key]
+        values = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator["Lease | None"]:
+        """Hold the lease ``name`` while the block runs; None if another process holds it.
+
+        A thread renews it, so a long block keeps it and a killed process loses it after ``LEASE_S``.
+        """
+        lease = Lease(self, name)
+        if not lease.acquire():
+            yield None
+            return
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(LEASE_S / 3):
+                if not lease.renew():
+                    return
+
+        keeper = threading.Thread(target=renew, name=f"lease {name}", daemon=True)
+        keeper.start()
+        try:
+            yield lease
+        finally:
+            stop.set()
+            keeper.join()
+            lease.release()
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, SQLAlchemyError) as err:
+            cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
+            raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} cannot be used: {cause}") from err
+
+    def _check_schema(self) -> None:
+        found = schema_version(self.engine)
+        if found is None:
+            upgrade(self.url)
+        elif found != SCHEMA:
+            raise StoreUnavailable(
+                f"the catalog {hide_secrets(self.url)} has schema {found}, this version uses {SCHEMA}; "
+                + (
+                    "run `nowcast catalog upgrade`"
+                    if found < SCHEMA
+                    else "it was made by a newer version of nowcast, use that one"
+                )
+            )
+
+
+class Lease:
+    """Exclusion by a row with an owner, a token and an expiry by the database's own clock."""
+
+    def __init__(self, catalog: Catalog, name: str) -> None:
+        self.catalog = catalog
+        self.name = name
+        self.token = uuid.uuid4().hex
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free, expired, or held by a process of this machine that has ended."""
+        with self.catalog.write() as connection:
+            now = _database_now(connection)
+            held = connection.execute(sa.select(leases).where(leases.c.name == self.name)).mappings().first()
+            if held is not None and held["expires_at"] > now and not _ended_here(held["owner"]):
+                return False
+            row = {"name": self.name, "owner": self.owner, "token": self.token, "expires_at": now + LEASE_S}
+            self.catalog.upsert(connection, leases, [row])
+        return True
+
+    def renew(self) -> bool:
+        """Move the expiry; False if the lease was lost."""
+        with self.catalog.write() as connection:
+            expiry = _database_now(connection) + LEASE_S
+            changed = connection.execute(sa.update(leases).where(self._mine()).values(expires_at=expiry))
+        return changed.rowcount == 1
+
+    def check(self, connection: sa.Connection) -> None:
+        """Inside the publishing transaction: the lease is still ours.
+
+        Raises:
+            LeaseLost: it expired and another process took it.
+        """
+        if connection.execute(sa.select(leases.c.name).where(self._mine())).first() is None:
+            raise LeaseLost(f"the lease {self.name} was taken over by another process; nothing was recorded")
+
+    def release(self) -> None:
+        """Give it back; a lease lost meanwhile is left alone."""
+        with self.catalog.write() as connection:
+            connection.execute(sa.delete(leases).where(self._mine()))
+
+    def _mine(self) -> sa.ColumnElement[bool]:
+        return sa.and_(leases.c.name == self.name, leases.c.token == self.token)
+
+
+def from_seconds(value: float) -> datetime:
+    """A time column as an aware datetime."""
+    return datetime.fromtimestamp(value, UTC)
+
+
+def schema_version(engine: sa.Engine) -> str | None:
+    """Version of the catalog's schema; None if it has no tables yet."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        return str(version) if version else None
+
+
+def upgrade(url: str) -> str:
+    """Bring the schema to this version; several processes may ask at once. Returns the version."""
+    from alembic import command
+    from alembic.config import Config
+
+    engine = _engine(url)
+    try:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with engine.begin() as connection:  # holds SQLite's write lock, so the others wait and then find the tables
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except SQLAlchemyError as err:
+        cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
+        raise StoreUnavailable(f"the catalog {hide_secrets(url)} cannot be upgraded: {cause}") from err
+    finally:
+        engine.dispose()
+    return SCHEMA
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except SQLAlchemyError as err:
+        raise StoreUnavailable(f"catalog = {hide_secrets(url)!r} is not a database URL such as sqlite:///file") from err
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        try:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise StoreUnavailable(f"the folder of the catalog {parsed.database} cannot be made: {err}") from err
+    engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, record: Any) -> None:
+        # our own BEGIN below; the driver's would be a deferred one, under which concurrent writers lose updates
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        reading = connection.get_execution_options().get("reading", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _database_now(connection: sa.Connection) -> float:
+    clock = (
+        "SELECT (julianday('now') - 2440587.5) * 86400.0"
+        if connection.dialect.name == "sqlite"
+        else "SELECT extract(epoch FROM clock_timestamp())"
+    )
+    return float(connection.execute(sa.text(clock)).scalar_one())
+
+
+def _ended_here(owner: str) -> bool:
+    """Whether the owner was a process of this machine that no longer runs."""
+    host, _, pid = owner.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,29 @@
+"""The errors that a caller treats differently. Everything else is a built-in."""
+
+
+class NowcastError(Exception):
+    """Base of the errors that are not bugs; its text is written for the person who runs the command."""
+
+
+class SettingsError(NowcastError):
+    """A setting is missing, unknown or out of range."""
+
+
+class BadInput(NowcastError):
+    """A received file cannot be used. It is quarantined with this text; the rest goes on."""
+
+
+class NotForecast(NowcastError):
+    """A cycle issues no forecast; the text is the recorded reason."""
+
+
+class ModelRefused(NowcastError):
+    """A checkpoint is damaged or was not trained for this domain; the fallback runs with this reason."""
+
+
+class StoreUnavailable(NowcastError):
+    """The store or the catalog cannot be reached, is read-only, full, or has another schema or format."""
+
+
+class LeaseLost(NowcastError):
+    """Another process holds the lease, so this one must not publish."""

@@ -1,0 +1,1 @@
+"""dBZ or rain-rate fields to 0-255 frames on a fixed time axis."""

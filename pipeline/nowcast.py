@@ -1,0 +1,420 @@
+"""One cycle: read the input sequence, forecast with the model and the baselines, publish, record.
+
+The only place where frames become tensors and back, and where the fallback chain is decided:
+model -> optical flow -> last frame.
+"""
+
+import json
+import logging
+import time as clock
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from pipeline import catalog as tables
+from pipeline import packing, product, times
+from pipeline.catalog import Catalog, Lease, Row
+from pipeline.errors import LeaseLost, ModelRefused, NotForecast
+from pipeline.frames.archive import Archive
+from pipeline.frames.grayscale import Pixels, pixel_of_rate
+from pipeline.frames.sequences import InputSequence, read_sequence
+from pipeline.settings import Domain
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    from models.forecaster import Forecaster
+
+log = logging.getLogger(__name__)
+
+OPTICAL_FLOW, LAST_FRAME = "optical_flow", "last_frame"
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What a domain forecasts with, loaded once per process.
+
+    Attributes:
+        model: None if it was refused.
+        refused: why.
+    """
+
+    model: "Forecaster | None"
+    model_name: str
+    model_checksum: str
+    refused: str
+    optical_flow: "Forecaster"
+    last_frame: "Forecaster"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one cycle.
+
+    Attributes:
+        state: published, unchanged (it stood already), skipped (no forecast, with a reason) or held (by another
+            process).
+        method: what made the product.
+        reason: why it was skipped, or why it is not the model's.
+        path: of the product, below the root.
+    """
+
+    reference_time: datetime
+    state: str
+    method: str = ""
+    reason: str = ""
+    path: str = ""
+    content_digest: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: float) -> Methods:
+    """Load the domain's model, checking that it was trained for such frames, and its fallbacks."""
+    from models.baselines.last_frame import LastFrame
+    from models.baselines.optical_flow import OpticalFlow
+    from models.forecaster import Forecaster
+
+    network: Any = None
+    checksum, refused = "", ""
+    try:
+        network, checksum = _load_model(domain, store, grid_spacing_m)
+    except ModelRefused as err:
+        refused = str(err)
+        log.warning("model refused, optical flow serves: %s", refused)
+    name = domain.model.rstrip("/").rsplit("/", 1)[-1]
+    return Methods(
+        model=Forecaster(network, threads=threads) if network is not None else None,
+        model_name=name,
+        model_checksum=checksum,
+        refused=refused,
+        optical_flow=Forecaster(OpticalFlow(), threads=threads),
+        last_frame=Forecaster(LastFrame(), threads=threads),
+    )
+
+
+def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, str]:
+    from models import checkpoint
+
+    if domain.model in {OPTICAL_FLOW, LAST_FRAME}:
+        raise ModelRefused(f"the domain asks for {domain.model}")
+    try:
+        network, card = checkpoint.load(checkpoint.find(domain.model, (store.models(),)))
+    except checkpoint.CheckpointError as err:
+        raise ModelRefused(str(err)) from err
+    wanted: list[tuple[str, Any, Any, bool]] = [
+        (
+            "dBZ scale",
+            [card.dbz_min, card.dbz_max],
+            [domain.scale.dbz_min, domain.scale.dbz_max],
+            (card.dbz_min, card.dbz_max) == (domain.scale.dbz_min, domain.scale.dbz_max),
+        ),
+        (
+            "cadence (minutes)",
+            card.cadences_minutes,
+            domain.cadence_minutes,
+            domain.cadence_minutes in card.cadences_minutes,
+        ),
+        (
+            "grid spacing (m)",
+            card.spacing_m,
+            round(spacing_m),
+            # spacing is a mean over a map: a tenth of tolerance, not an exact number
+            0.9 * card.spacing_m[0] <= spacing_m <= 1.1 * card.spacing_m[1],
+        ),
+        ("product", card.product, domain.product, card.product == domain.product),
+    ]
+    for what, trained, asked, fits in wanted:
+        if not fits:
+            raise ModelRefused(f"model {card.name} was trained for {what} {trained}, the domain has {asked}")
+    return network, card.checksum
+
+
+def issue(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    load: Callable[[float], Methods],
+    reference_times: list[datetime],
+    kind: str,
+    now: datetime,
+) -> list[Outcome]:
+    """Forecast and publish a batch of cycles; each stands or falls by itself.
+
+    Args:
+        load: gives the methods for frames of that spacing in metres; called when there is something to forecast.
+        kind: issued or hindcast; neither overwrites the other.
+        now: the wall clock, from the edge.
+    """
+    archive = Archive(store, domain)
+    outcomes: dict[datetime, Outcome] = {}
+    with ExitStack() as held:
+        sequences: dict[datetime, tuple[InputSequence, Lease, float]] = {}
+        for time in reference_times:
+            standing = _standing(catalog, domain, kind, time)
+            if standing is not None and standing["state"] == "published":
+                outcomes[time] = _outcome(standing, "unchanged")
+                continue
+            lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
+            if lease is None:
+                outcomes[time] = Outcome(time, "held", reason="another process works on it")
+                continue
+            started = clock.perf_counter()
+            try:
+                sequence = read_sequence(archive, domain, time)
+            except NotForecast as err:
+                outcomes[time] = _skip(domain, store, catalog, lease, time, kind, now, str(err))
+                continue
+            adopted = _adopt(domain, store, catalog, lease, sequence, kind)
+            if adopted is not None:
+                outcomes[time] = adopted
+                continue
+            sequences[time] = (sequence, lease, clock.perf_counter() - started)
+        started = clock.perf_counter()
+        made_from = [sequence for sequence, _, _ in sequences.values()]
+        forecasts = _forecast(domain, load(made_from[0].grid.spacing_m), made_from) if made_from else []
+        share = (clock.perf_counter() - started) / max(len(sequences), 1)
+        for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
+            stages = {"read": reading, "forecast": share}
+            try:
+                outcomes[time] = _publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
+            except LeaseLost as err:
+                outcomes[time] = Outcome(time, "held", reason=str(err))
+    return [outcomes[time] for time in reference_times]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Forecasts of one cycle: the one to publish, and the baselines beside it."""
+
+    frames: product.ForecastFrames
+    baselines: dict[str, Pixels | None]
+
+
+def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[_Made]:
+    model: list[tuple[Pixels, NDArray[np.bool_]] | None] = [None] * len(sequences)
+    reasons = [_why_not_model(methods, sequence) for sequence in sequences]
+    ready = [n for n, reason in enumerate(reasons) if not reason]
+    if ready and methods.model is not None:
+        try:
+            for n, made in zip(ready, _run(methods.model, domain, [sequences[n] for n in ready]), strict=True):
+                model[n] = made
+        except (RuntimeError, MemoryError) as err:
+            log.exception("the model failed; the fallback serves")
+            for n in ready:
+                reasons[n] = f"model {methods.model_name} failed: {(str(err).splitlines() or ['?'])[0]}"
+    return [
+        _choose(domain, methods, sequence, network, reason)
+        for sequence, network, reason in zip(sequences, model, reasons, strict=True)
+    ]
+
+
+def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
+    if methods.model is None:
+        return methods.refused
+    if sequence.missing_times:
+        missing = ", ".join(times.iso(t) for t in sequence.missing_times)
+        return f"input frames are missing and not filled: {missing}"
+    return ""
+
+
+def _choose(
+    domain: Domain,
+    methods: Methods,
+    sequence: InputSequence,
+    network: tuple[Pixels, NDArray[np.bool_]] | None,
+    reason: str,
+) -> _Made:
+    """The fallback chain, the only place where it is decided."""
+    present = [t not in sequence.missing_times for t in _instants(domain, sequence)]
+    recent = next((n for n, there in enumerate(reversed(present)) if not there), len(present))
+    flow = _run(methods.optical_flow, domain, [sequence], recent)[0] if recent >= 2 else None
+    last = _run(methods.last_frame, domain, [sequence])[0]
+    method, checksum = methods.model_name, methods.model_checksum
+    chosen = network
+    if chosen is None and flow is not None:
+        method, checksum, chosen = OPTICAL_FLOW, "", flow
+    if chosen is None:
+        method, checksum, chosen = LAST_FRAME, "", last
+        reason += "; optical flow needs the two newest frames"
+    pixels, extrapolated = chosen
+    state = product.lead_states(pixels, sequence.observed[-1], extrapolated)
+    frames = product.ForecastFrames(pixels, state, method, checksum, reason)
+    return _Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0], LAST_FRAME: last[0]})
+
+
+def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
+    count = domain.input_frames
+    return [sequence.reference_time - (count - 1 - n) * domain.cadence for n in range(count)]
+
+
+def _run(
+    forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], newest: int | None = None
+) -> list[tuple[Pixels, NDArray[np.bool_]]]:
+    """Forecast frames (lead, rows, columns) and the cells that are extrapolated inflow, from the ``newest`` frames.
+
+    Dry input is a forecast of no rain. Rain below the drizzle floor and outside the coverage is none.
+    """
+    count = newest or domain.input_frames
+    pixels = np.stack([s.pixels[-count:] for s in sequences])[:, :, None]
+    observed = np.stack([s.observed[-count:] for s in sequences])
+    wet = np.array([not s.is_dry for s in sequences])
+    shape = (len(sequences), domain.leads, *pixels.shape[-2:])
+    made, flags = np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    if wet.any():
+        forecast = forecaster.predict(pixels[wet], observed[wet], domain.leads)
+        made[wet], flags[wet] = forecast.pixels[:, :, 0], forecast.extrapolated
+    for n, sequence in enumerate(sequences):
+        floor = pixel_of_rate(sequence.floor_mm_h, domain.zr, domain.scale)
+        made[n][made[n] < floor] = 0
+        made[n][:, ~sequence.observed[-1]] = 0
+    return list(zip(made, flags, strict=True))
+
+
+def _publish(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    lease: Lease,
+    sequence: InputSequence,
+    made: _Made,
+    kind: str,
+    now: datetime,
+    stages: dict[str, float],
+) -> Outcome:
+    """Bytes durable, then the catalog row under the lease, then ``latest``."""
+    started = clock.perf_counter()
+    time = sequence.reference_time
+    identity = product.Identity(time, kind, 1, now)
+    path = store.product(domain.name, kind, time, identity.revision)
+    baselines = product.build_baselines(made.baselines, domain.leads, sequence.pixels.shape[-2:])
+    with store.publish(store.baselines(path)) as temporary:
+        packing.write(baselines, temporary)
+    with store.publish(path) as temporary:
+        packing.write(product.build(domain, sequence, made.frames, identity), temporary)
+    stages = {**stages, "write": clock.perf_counter() - started}
+    row = cycle_row(domain, store, path, now.timestamp(), stages)
+    _commit(catalog, lease, row)
+    if kind == "issued":
+        _point_latest(store, domain, time, row)
+    return _outcome(row, "published")
+
+
+def cycle_row(domain: Domain, store: Store, path: Any, issue_time: float, stages: dict[str, float]) -> Row:
+    """The catalog row of a product on disk, from the file itself.
+
+    Raises:
+        ValueError, OSError: the file or its companion is not whole.
+    """
+    data = packing.read_packed(path)
+    correlation = str(data.attrs["input_correlation"])
+    return {
+        "domain": domain.name,
+        "reference_time": times.seconds(times.parse_time(data.attrs["reference_time"])),
+        "kind": str(data.attrs["kind"]),
+        "revision": int(data.attrs["revision"]),
+        "state": "published",
+        "method": str(data.attrs["method"]),
+        "reason": str(data.attrs["fallback_reason"]),
+        "path": store.relative(path),
+        "content_digest": packing.read_digest(path),
+        "baselines_digest": packing.read_digest(store.baselines(path)),
+        "inputs_digest": str(data.attrs["inputs_digest"]),
+        "model_checksum": str(data.attrs["model_checksum_sha256"]),
+        "correlation": float(correlation) if correlation else None,
+        "issue_time": issue_time,
+        "stages": json.dumps({k: round(v, 4) for k, v in stages.items()}),
+        "verified": "",
+        "verified_reason": "",
+        "observations_digest": "",
+    }
+
+
+def _adopt(
+    domain: Domain, store: Store, catalog: Catalog, lease: Lease, sequence: InputSequence, kind: str
+) -> Outcome | None:
+    """Record a whole product that a killed process left without a row."""
+    path = store.product(domain.name, kind, sequence.reference_time, 1)
+    if not path.is_file():
+        return None
+    try:
+        row = cycle_row(domain, store, path, path.stat().st_mtime, {})
+    except (OSError, ValueError, KeyError):
+        return None  # not whole; it is made again
+    _commit(catalog, lease, row)
+    log.info("adopted %s", path.name)
+    return _outcome(row, "published")
+
+
+def _skip(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    lease: Lease,
+    time: datetime,
+    kind: str,
+    now: datetime,
+    reason: str,
+) -> Outcome:
+    """A missing forecast is a recorded fact with a reason; a later run may still make it."""
+    row: Row = {column.name: "" for column in tables.cycles.columns}
+    row |= {
+        "domain": domain.name,
+        "reference_time": times.seconds(time),
+        "kind": kind,
+        "revision": 1,
+        "state": "skipped",
+        "reason": reason,
+        "correlation": None,
+        "issue_time": now.timestamp(),
+    }
+    standing = _standing(catalog, domain, kind, time)
+    if standing is None or standing["reason"] != reason:
+        store.append_journal(now, {"event": "skipped", "cycle": row})
+        _commit(catalog, lease, row)
+    return Outcome(time, "skipped", reason=reason)
+
+
+def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
+    with catalog.write() as connection:
+        lease.check(connection)
+        catalog.upsert(connection, tables.cycles, [row])
+
+
+def _point_latest(store: Store, domain: Domain, time: datetime, row: Row) -> None:
+    """Move the hint forward, never backward."""
+    path = store.latest(domain.name)
+    if path.is_file():
+        try:
+            if times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
+                return
+        except (ValueError, KeyError):
+            log.warning("%s is damaged and is written again", path)
+    with store.publish(path) as temporary:
+        hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
+        temporary.write_text(json.dumps(hint) + "\n")
+
+
+def _standing(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:
+    c = tables.cycles.c
+    query = sa.select(tables.cycles).where(
+        c.domain == domain.name, c.kind == kind, c.reference_time == times.seconds(time)
+    )
+    rows = catalog.read(query.order_by(c.revision.desc()))
+    return rows[0] if rows else None
+
+
+def _outcome(row: Row, state: str) -> Outcome:
+    return Outcome(
+        reference_time=tables.from_seconds(row["reference_time"]),
+        state=state,
+        method=row["method"],
+        reason=row["reason"],
+        path=row["path"],
+        content_digest=row["content_digest"],
+        stages=json.loads(row["stages"] or "{}"),
+    )

@@ -1,0 +1,365 @@
+"""The order of work, written once: what ingest, run, backfill, verify, report and train do, step by step.
+
+Each takes ``step``, a wrapper around its steps; bare it is the identity, in a flow it makes a Prefect task of each.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pipeline import logs, nowcast, times
+from pipeline.catalog import Catalog
+from pipeline.errors import NotForecast, SettingsError
+from pipeline.ingest import IngestResult
+from pipeline.ingest import ingest as ingest_window
+from pipeline.settings import Domain, Settings
+from pipeline.storage import Store
+from pipeline.verification.verify import VerifyResult
+from pipeline.verification.verify import verify as verify_window
+
+log = logging.getLogger(__name__)
+
+# cycles that go through the model together and are claimed together
+CHUNK = 4
+
+Progress = Callable[[str, int, int], None]
+Step = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def bare(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The step itself, without an orchestrator."""
+    return function
+
+
+@dataclass
+class Report:
+    """What a command did, for people (printed), for scripts (``--json``) and for the exit code.
+
+    Attributes:
+        problems: what was not done and why; the exit code is then 3.
+        notes: what a person should know although all was done.
+    """
+
+    domain: str
+    ingest: IngestResult | None = None
+    cycles: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, int] = field(default_factory=dict)
+    products: list[str] = field(default_factory=list)
+    verify: VerifyResult | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def ingest(
+    settings: Settings,
+    domain_name: str,
+    start: datetime | None,
+    end: datetime | None,
+    now: datetime,
+    step: Step = bare,
+    progress: Progress = no_progress,
+) -> Report:
+    """Take in what the source holds; without times all of it (of a synthetic source, the last day)."""
+    domain = settings.domain(domain_name)
+    if start is None:
+        start = now - timedelta(days=1) if domain.source.kind == "synthetic" else times.EPOCH
+    report = Report(domain_name)
+    _timed(report, "ingest", step(_ingest), settings, domain, start, end or now, now, progress, report)
+    return report
+
+
+def run(
+    settings: Settings,
+    domain_name: str,
+    reference_time: datetime | None,
+    now: datetime,
+    step: Step = bare,
+    progress: Progress = no_progress,
+) -> Report:
+    """One cycle: that of ``reference_time``, or of the newest frame that can still serve a forecast.
+
+    A product is ``issued`` while some of its lead times lie in the future, else a ``hindcast``.
+    """
+    domain = settings.domain(domain_name)
+    report = Report(domain_name)
+    newest = reference_time or now
+    if reference_time is not None and not times.is_slot(reference_time, domain.cadence):
+        raise NotForecast(
+            f"{times.iso(reference_time)} is not on the {domain.cadence_minutes}-minute axis of {domain_name}"
+        )
+    if newest > now:
+        raise NotForecast(f"{times.iso(newest)} is after now ({times.iso(now)}): its frame cannot exist yet")
+    start = newest - (domain.input_frames - 1) * domain.cadence
+    _timed(report, "ingest", step(_ingest), settings, domain, start, newest, now, progress, report)
+    if reference_time is None:
+        recent = [t for t in times.slots(start, now, domain.cadence) if _has_frame(settings, domain, t)]
+        if not recent:
+            report.notes.append(f"nothing due: no frame of {domain_name} since {times.iso(start)}")
+            return report
+        reference_time = recent[-1]
+    kind = "issued" if now < reference_time + domain.horizon else "hindcast"
+    _timed(report, "nowcast", step(_issue), settings, domain, [reference_time], kind, now, 1, progress, report)
+    return report
+
+
+def backfill(
+    settings: Settings,
+    domain_name: str,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    workers: int = 1,
+    step: Step = bare,
+    progress: Progress = no_progress,
+) -> Report:
+    """Hindcast every cycle with a reference time in [start, end]: ingest what they need, forecast, verify."""
+    domain = settings.domain(domain_name)
+    report = Report(domain_name)
+    end = min(end, now)
+    before, after = (domain.input_frames - 1) * domain.cadence, domain.horizon
+    _timed(
+        report, "ingest", step(_ingest), settings, domain, start - before, min(end + after, now), now, progress, report
+    )
+    cycles = list(times.slots(start, end, domain.cadence))
+    _timed(report, "nowcast", step(_issue), settings, domain, cycles, "hindcast", now, workers, progress, report)
+    _timed(report, "verify", step(_verify), settings, domain, start, end, progress, report)
+    return report
+
+
+def verify(
+    settings: Settings,
+    domain_name: str,
+    start: datetime | None,
+    end: datetime | None,
+    now: datetime,
+    step: Step = bare,
+    progress: Progress = no_progress,
+) -> Report:
+    """Score the forecasts of a period against what has arrived."""
+    domain = settings.domain(domain_name)
+    report = Report(domain_name)
+    _timed(report, "verify", step(_verify), settings, domain, start or times.EPOCH, end or now, progress, report)
+    return report
+
+
+@dataclass(frozen=True)
+class PageWritten:
+    """The report's page and CSV, and per model the CSI table that the command prints."""
+
+    page: Path
+    scores: Path
+    headlines: dict[str, str]
+    rows: dict[str, Any]
+
+
+def report(
+    settings: Settings,
+    domain_name: str,
+    start: datetime | None,
+    end: datetime | None,
+    out: Path | None,
+    now: datetime,
+) -> PageWritten:
+    """Write the verification page; without times over all that the catalog knows."""
+    from pipeline.verification.report import headline, write_report
+
+    domain = settings.domain(domain_name)
+    store, catalog = open_root(settings)
+    written = write_report(domain, store, catalog, start, end, out, now)
+    catalog.close()
+    wide = {key: headline(table) for key, table in written.tables.items()}
+    return PageWritten(
+        written.page,
+        written.scores,
+        {key: table.to_string(float_format="%.3f", na_rep="-") for key, table in wide.items()},
+        {key: table.reset_index().to_dict("records") for key, table in wide.items()},
+    )
+
+
+class TrainingRequest(BaseModel):
+    """What to train and for how long; see ``models.training.TrainingConfig``."""
+
+    name: str = Field("trained", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")
+    network: str = "convlstm"
+    steps: int = Field(1000, ge=1)
+    minutes: float = Field(60.0, gt=0)
+    crop: int = Field(128, ge=16)
+    batch: int = Field(4, ge=1)
+    lead_frames: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    seed: int = Field(0, ge=0)
+    bf16: bool = False
+    command: str = ""
+
+
+def train(
+    settings: Settings,
+    domain_names: list[str],
+    request: TrainingRequest,
+    now: datetime,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, row: None,
+) -> Any:
+    """Train a network on the archive of the domains; the checkpoint goes to root/models/NAME."""
+    from models.training import TrainingConfig
+    from models.zoo import ZOO
+    from pipeline.train import train as train_model
+
+    domains = [settings.domain(name) for name in domain_names]
+    if request.network not in ZOO:
+        raise SettingsError(f"network {request.network!r} is not in the zoo; it has {', '.join(ZOO)}")
+    store = Store(settings.root)
+    chosen = request.model_dump(exclude={"name", "network", "command"})
+    config = TrainingConfig(input_frames=domains[0].input_frames, **chosen)
+    out = store.models() / request.name
+    return train_model(
+        domains, store, request.network, config, out, request.name, request.command, settings.threads, now, progress
+    )
+
+
+def open_root(settings: Settings) -> tuple[Store, Catalog]:
+    """Store and catalog of the settings, with what a killed process left cleaned away."""
+    store = Store(settings.root)
+    store.remove_stale_temporaries()
+    return store, Catalog(settings.catalog)
+
+
+def _timed(report: Report, stage: str, function: Callable[..., Any], *args: Any) -> None:
+    import time
+
+    started = time.perf_counter()
+    with logs.log_context(domain=report.domain):
+        part: Report = function(*args)
+    # a task may hand back a copy; what it filled in counts
+    for name, value in vars(part).items():
+        setattr(report, name, value)
+    report.seconds[stage] = round(time.perf_counter() - started, 3)
+
+
+def _ingest(
+    settings: Settings,
+    domain: Domain,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    progress: Progress,
+    report: Report,
+) -> Report:
+    store, catalog = open_root(settings)
+    result = ingest_window(domain, store, catalog, start, end, now, lambda done, total: progress("ingest", done, total))
+    catalog.close()
+    report.ingest = result
+    report.problems += [f"quarantined {reason}" for _, reason in result.quarantined]
+    return report
+
+
+def _issue(
+    settings: Settings,
+    domain: Domain,
+    reference_times: list[datetime],
+    kind: str,
+    now: datetime,
+    workers: int,
+    progress: Progress,
+    report: Report,
+) -> Report:
+    chunks = [reference_times[n : n + CHUNK] for n in range(0, len(reference_times), CHUNK)]
+    states: Counter[str] = Counter()
+    methods: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    products = []
+    done = 0
+    for outcomes in _issue_chunks(settings, domain, chunks, kind, now, min(workers, len(chunks))):
+        for outcome in outcomes:
+            states[outcome.state] += 1
+            if outcome.state in {"published", "unchanged"}:
+                methods[outcome.method] += 1
+                products.append(outcome.path)
+                if outcome.reason:
+                    reasons[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
+            else:
+                report.problems.append(f"{outcome.state} {times.iso(outcome.reference_time)}: {outcome.reason}")
+        done += len(outcomes)
+        progress("nowcast", done, len(reference_times))
+    report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)
+    report.notes += [f"{count} x {reason}" for reason, count in reasons.items()]
+    return report
+
+
+def _issue_chunks(
+    settings: Settings, domain: Domain, chunks: list[list[datetime]], kind: str, now: datetime, workers: int
+) -> Any:
+    if workers <= 1:
+        worker = _Worker(settings, domain)
+        for chunk in chunks:
+            yield worker.issue(chunk, kind, now)
+        worker.catalog.close()
+        return
+    # spawn: forking a process with torch or HDF5 threads can deadlock
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(settings, domain, logs.current_context())
+    ) as pool:
+        pending = [pool.submit(_work, chunk, kind, now) for chunk in chunks]
+        for future in as_completed(pending):
+            yield future.result()
+
+
+class _Worker:
+    """One process that forecasts; the model is loaded at the first cycle, when the grid is known."""
+
+    def __init__(self, settings: Settings, domain: Domain) -> None:
+        self.settings, self.domain = settings, domain
+        self.store, self.catalog = Store(settings.root), Catalog(settings.catalog)
+        self._methods: nowcast.Methods | None = None
+
+    def issue(self, reference_times: list[datetime], kind: str, now: datetime) -> Any:
+        def methods(spacing_m: float) -> nowcast.Methods:
+            if self._methods is None:
+                self._methods = nowcast.load_methods(self.domain, self.store, self.settings.threads, spacing_m)
+            return self._methods
+
+        return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, now)
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(settings: Settings, domain: Domain, context: dict[str, str]) -> None:
+    global _worker
+    logs.configure(settings.log_format)
+    logs._context.set(context)
+    _worker = _Worker(settings, domain)
+
+
+def _work(reference_times: list[datetime], kind: str, now: datetime) -> Any:
+    assert _worker is not None  # the pool runs the initializer first
+    return _worker.issue(reference_times, kind, now)
+
+
+def _verify(
+    settings: Settings, domain: Domain, start: datetime, end: datetime, progress: Progress, report: Report
+) -> Report:
+    store, catalog = open_root(settings)
+    result = verify_window(domain, store, catalog, start, end, lambda done, total: progress("verify", done, total))
+    catalog.close()
+    report.verify = result
+    report.problems += [f"not verified {path}: {reason}" for path, reason in result.failed]
+    return report
+
+
+def _has_frame(settings: Settings, domain: Domain, time: datetime) -> bool:
+    from pipeline.frames.archive import Archive
+
+    return Archive(Store(settings.root), domain).read(time) is not None

@@ -1,0 +1,342 @@
+"""The forecast as a CF-1.8 / ACDD-1.3 NetCDF file, and the companion with the baselines' frames."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipeline import packing, times
+from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Pixels, rate_table, reflectivity_of_pixel
+from pipeline.frames.sequences import InputSequence
+from pipeline.grids import Grid
+from pipeline.settings import Domain
+from pipeline.version import software_version
+
+FORMAT_VERSION = 1
+RATE_STEP_MM_H = 0.02
+REFLECTIVITY_STEP_DB = 0.1
+ACCUMULATION_STEP_MM = 0.05
+EPOCH_UNITS = "seconds since 1970-01-01 00:00:00"
+
+
+@dataclass(frozen=True)
+class ForecastFrames:
+    """A forecast before it is written.
+
+    Attributes:
+        pixels: (lead, rows, columns) uint8; 0 below the drizzle floor.
+        state: (lead, rows, columns) uint8: echo, no echo, no coverage, or advected (extrapolated inflow).
+        method: what made it: the model's name, ``optical_flow`` or ``last_frame``.
+        model_checksum: of the model; empty for a baseline.
+        fallback: why it is not the domain's model; empty if it is.
+    """
+
+    pixels: Pixels
+    state: Pixels
+    method: str
+    model_checksum: str
+    fallback: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which product this is."""
+
+    reference_time: datetime
+    kind: str  # issued or hindcast
+    revision: int
+    issue_time: datetime
+
+
+def lead_states(pixels: Pixels, covered: NDArray[np.bool_], extrapolated: NDArray[np.bool_]) -> Pixels:
+    """Cell states of forecast frames.
+
+    Args:
+        pixels: (lead, rows, columns), 0 where no rain is forecast.
+        covered: (rows, columns), observed at the reference time.
+        extrapolated: (lead, rows, columns), the value came over the edge of the coverage.
+    """
+    state = np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)
+    state[extrapolated] = ADVECTED
+    state[:, ~covered] = NO_COVERAGE
+    return state
+
+
+def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, identity: Identity) -> xr.Dataset:
+    """The product with packed variables, rows from north to south."""
+    rates = rate_table(domain.zr, domain.scale, sequence.floor_mm_h)
+    uncovered = forecast.state == NO_COVERAGE
+    rate = np.where(uncovered, np.nan, rates[forecast.pixels])
+    reflectivity = np.where(uncovered, np.nan, reflectivity_of_pixel(forecast.pixels, domain.scale))
+    analysis = np.where(sequence.observed[-1], rates[sequence.pixels[-1]], np.nan)
+    leads = [(n + 1) * domain.cadence for n in range(len(forecast.pixels))]
+    grid = sequence.grid
+    y, x = ("latitude", "longitude") if grid.is_geographic else ("y", "x")
+    fields = ("time", y, x)
+    located: dict[str, Any] = {"grid_mapping": "crs", "ancillary_variables": "status_flag"}
+    if not grid.is_geographic:
+        located["coordinates"] = "lat lon"
+    model_result = {"coverage_content_type": "modelResult"}
+    flags = {
+        "long_name": "state of the forecast cell",
+        "standard_name": "status_flag",
+        "flag_values": np.array([ECHO, NO_COVERAGE, NO_ECHO, ADVECTED], np.int8),
+        "flag_meanings": "echo no_coverage no_echo extrapolated_inflow",
+        "grid_mapping": "crs",
+        "coverage_content_type": "qualityInformation",
+    }
+    if "coordinates" in located:
+        flags["coordinates"] = located["coordinates"]
+    variables: dict[str, Any] = {
+        "rainfall_rate": packing.packed(
+            fields,
+            rate,
+            RATE_STEP_MM_H,
+            {
+                "standard_name": "rainfall_rate",
+                "long_name": "forecast rain rate",
+                "units": "mm h-1",
+                **located,
+                **model_result,
+            },
+        ),
+        "equivalent_reflectivity_factor": packing.packed(
+            fields,
+            reflectivity,
+            REFLECTIVITY_STEP_DB,
+            {
+                "standard_name": "equivalent_reflectivity_factor",
+                "long_name": "forecast radar reflectivity factor",
+                "units": "dBZ",
+                "comment": f"no echo is written as {domain.scale.dbz_min:g} dBZ, the bottom of the scale",
+                **located,
+                **model_result,
+            },
+        ),
+        "status_flag": xr.Variable(fields, forecast.state.astype(np.int8), flags),
+        **_accumulations(analysis, rate, leads, identity.reference_time, (y, x), located),
+        **_coordinates(grid, leads, identity.reference_time),
+    }
+    return xr.Dataset(variables, attrs=_attributes(domain, sequence, forecast, identity, leads))
+
+
+def _accumulations(
+    analysis: NDArray[np.floating[Any]],
+    rate: NDArray[np.floating[Any]],
+    leads: list[timedelta],
+    reference_time: datetime,
+    axes: tuple[str, str],
+    located: dict[str, Any],
+) -> dict[str, xr.Variable]:
+    """Rain amount of each full hour of lead time (or of the whole forecast, if shorter), by the trapezoid rule."""
+    step_h = leads[0] / timedelta(hours=1)
+    per_period = min(max(1, round(1 / step_h)), len(leads))
+    series = np.concatenate((analysis[None], rate))
+    amounts, ends, bounds = [], [], []
+    for first in range(0, len(leads) - per_period + 1, per_period):
+        part = series[first : first + per_period + 1]
+        amounts.append((part.sum(axis=0) - 0.5 * (part[0] + part[-1])) * step_h)
+        span = [reference_time + first * leads[0], reference_time + (first + per_period) * leads[0]]
+        ends.append(times.seconds(span[1]))
+        bounds.append([times.seconds(t) for t in span])
+    dim = "accumulation_time"
+    attrs = {
+        "standard_name": "lwe_thickness_of_precipitation_amount",
+        "long_name": "forecast rain amount over the interval",
+        "units": "mm",
+        "cell_methods": f"{dim}: sum",
+        "coverage_content_type": "modelResult",
+        **{k: v for k, v in located.items() if k != "ancillary_variables"},
+    }
+    about = {
+        "standard_name": "time",
+        "long_name": "end of the accumulation interval",
+        "units": EPOCH_UNITS,
+        "calendar": "standard",
+        "bounds": f"{dim}_bounds",
+        "coverage_content_type": "coordinate",
+    }
+    return {
+        "rainfall_amount": packing.packed((dim, *axes), np.stack(amounts), ACCUMULATION_STEP_MM, attrs),
+        dim: xr.Variable((dim,), np.array(ends, np.float64), about),
+        f"{dim}_bounds": xr.Variable((dim, "bounds"), np.array(bounds, np.float64)),
+    }
+
+
+def _coordinates(grid: Grid, leads: list[timedelta], reference_time: datetime) -> dict[str, xr.Variable]:
+    def coordinate(dims: tuple[str, ...], values: Any, **attrs: Any) -> xr.Variable:
+        return xr.Variable(dims, values, {**attrs, "coverage_content_type": "coordinate"})
+
+    reference = times.seconds(reference_time)
+    valid = np.array([reference + lead.total_seconds() for lead in leads], np.float64)
+    epoch = {"units": EPOCH_UNITS, "calendar": "standard"}
+    found = {
+        "time": coordinate(("time",), valid, standard_name="time", long_name="valid time", axis="T", **epoch),
+        "forecast_reference_time": coordinate(
+            (), np.float64(reference), standard_name="forecast_reference_time", long_name="newest observation", **epoch
+        ),
+        "forecast_period": coordinate(
+            ("time",),
+            np.array([lead / timedelta(minutes=1) for lead in leads]),
+            standard_name="forecast_period",
+            long_name="lead time",
+            units="minutes",
+        ),
+        "crs": xr.Variable((), np.int32(0), _grid_mapping(grid)),
+    }
+    if grid.is_geographic:
+        north = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
+        east = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
+        found["latitude"] = coordinate(("latitude",), grid.y, **north)
+        found["longitude"] = coordinate(("longitude",), grid.x, **east)
+        return found
+    for name, values in (("y", grid.y), ("x", grid.x)):
+        found[name] = coordinate(
+            (name,),
+            values,
+            standard_name=f"projection_{name}_coordinate",
+            long_name=f"{name} of the cell centre",
+            units="m",
+            axis=name.upper(),
+        )
+    lon, lat = _lon_lat(grid)
+    found["lat"] = coordinate(("y", "x"), lat, standard_name="latitude", long_name="latitude", units="degrees_north")
+    found["lon"] = coordinate(("y", "x"), lon, standard_name="longitude", long_name="longitude", units="degrees_east")
+    return found
+
+
+def _attributes(
+    domain: Domain, sequence: InputSequence, forecast: ForecastFrames, identity: Identity, leads: list[timedelta]
+) -> dict[str, Any]:
+    grid = sequence.grid
+    west, east, south, north = _extent(grid)
+    corners = ((south, west), (north, west), (north, east), (south, east), (south, west))
+    reference = times.iso(identity.reference_time)
+    issued = times.iso(identity.issue_time)
+    first, last = identity.reference_time + leads[0], identity.reference_time + leads[-1]
+    source = domain.source.model_dump().get("reader", domain.source.kind)
+    return {
+        "Conventions": "CF-1.8, ACDD-1.3",
+        "title": f"Precipitation nowcast for {domain.name}, {reference}",
+        "summary": (
+            f"Rain rate and reflectivity every {domain.cadence_minutes} minutes to {leads[-1]} after {reference}, "
+            f"made by {forecast.method} from {len(sequence.input_times)} measured radar frames."
+        ),
+        "keywords": "precipitation nowcast, weather radar, rainfall rate",
+        "institution": "made with nowcast-pipeline; the operator of this system is responsible for its use",
+        "creator_name": "nowcast-pipeline",
+        "publisher_name": "nowcast-pipeline",
+        "license": "terms of the radar data's producer apply",
+        "source": f"weather radar ({source}), method {forecast.method}",
+        "references": "Shi et al. 2015; Wu 2019; Germann and Zawadzki 2002",
+        "id": f"{domain.name}/{identity.kind}/{times.compact(identity.reference_time)}/r{identity.revision}",
+        "naming_authority": "nowcast-pipeline",
+        "standard_name_vocabulary": "CF Standard Name Table v93",
+        "processing_level": "forecast",
+        "format_version": FORMAT_VERSION,
+        "domain": domain.name,
+        "product": domain.product,
+        "kind": identity.kind,
+        "revision": identity.revision,
+        "reference_time": reference,
+        "method": forecast.method,
+        "model_name": domain.model,
+        "model_checksum_sha256": forecast.model_checksum,
+        "fallback_reason": forecast.fallback,
+        "inputs_digest": sequence.digest(domain),
+        "input_times": " ".join(times.iso(t) for t in sequence.input_times),
+        "filled_times": " ".join(times.iso(t) for t in sequence.filled_times),
+        "missing_times": " ".join(times.iso(t) for t in sequence.missing_times),
+        "input_correlation": "" if sequence.correlation is None else f"{sequence.correlation:.6f}",
+        "dry_input": int(sequence.is_dry),
+        "frozen_feed": int(sequence.is_frozen),
+        "scale_dbz": [domain.scale.dbz_min, domain.scale.dbz_max],
+        "z_r": [domain.zr.a, domain.zr.b],
+        "drizzle_floor_mm_h": round(sequence.floor_mm_h, 6),
+        "time_coverage_start": times.iso(first),
+        "time_coverage_end": times.iso(last),
+        "time_coverage_resolution": f"PT{domain.cadence_minutes}M",
+        "geospatial_lat_min": south,
+        "geospatial_lat_max": north,
+        "geospatial_lon_min": west,
+        "geospatial_lon_max": east,
+        "geospatial_lat_units": "degrees_north",
+        "geospatial_lon_units": "degrees_east",
+        "geospatial_bounds": "POLYGON ((" + ", ".join(f"{lat} {lon}" for lat, lon in corners) + "))",
+        "date_created": issued,
+        "issue_time": issued,
+        "software_version": software_version(),
+        "history": f"{issued} written by nowcast-pipeline {software_version()}",
+    }
+
+
+@lru_cache(maxsize=8)
+def _lon_lat(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    lon, lat = grid.lon_lat()
+    return lon.astype(np.float32), lat.astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _extent(grid: Grid) -> tuple[float, float, float, float]:
+    """West, east, south, north of the cell centres, degrees to 4 digits."""
+    lon, lat = (grid.x, grid.y) if grid.is_geographic else grid.lon_lat()
+    return tuple(round(float(v), 4) for v in (lon.min(), lon.max(), lat.min(), lat.max()))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=8)
+def _grid_mapping(grid: Grid) -> dict[str, Any]:
+    import warnings
+
+    with warnings.catch_warnings():
+        # the Swiss projection's grid angle has no CF name; crs_wkt carries it
+        warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
+        mapping = grid.projection.to_cf()
+    return {"long_name": "coordinate reference system", **mapping}
+
+
+def build_baselines(forecasts: dict[str, Pixels | None], leads: int, shape: tuple[int, int]) -> xr.Dataset:
+    """Frames of the baselines: ``pixel`` (method, lead, y, x) uint8; a method that could not run is not available."""
+    nothing = np.zeros((leads, *shape), np.uint8)
+    pixels = np.stack([nothing if p is None else p for p in forecasts.values()])
+    return xr.Dataset(
+        {
+            "pixel": xr.Variable(("method", "lead", "y", "x"), pixels, {"long_name": "0-255 frame"}),
+            "available": xr.Variable(("method",), np.array([p is not None for p in forecasts.values()], np.int8)),
+        },
+        attrs={"format_version": FORMAT_VERSION, "methods": " ".join(forecasts)},
+    )
+
+
+def read_baselines(path: Path) -> dict[str, Pixels | None]:
+    """Inverse of ``build_baselines``."""
+    data = packing.read_packed(path)
+    names = str(data.attrs["methods"]).split()
+    ready = data["available"].values
+    return {name: data["pixel"].values[n] if ready[n] else None for n, name in enumerate(names)}
+
+
+def read_forecast(path: Path, domain: Domain) -> tuple[Pixels, Pixels, dict[str, Any]]:
+    """Pixels and states (lead, rows, columns) of a product, and its attributes.
+
+    The packing step of 0.1 dB is finer than half a pixel, so the pixels come back exactly.
+
+    Raises:
+        ValueError: the product has another dBZ scale than the domain.
+    """
+    from pipeline.frames.grayscale import pixel_of_reflectivity
+
+    data = packing.read_packed(path)
+    scale = [float(v) for v in data.attrs["scale_dbz"]]
+    if scale != [domain.scale.dbz_min, domain.scale.dbz_max]:
+        raise ValueError(
+            f"{path} has the dBZ scale {scale}, the domain [{domain.scale.dbz_min}, {domain.scale.dbz_max}]"
+        )
+    raw = data["equivalent_reflectivity_factor"].values
+    state = data["status_flag"].values.astype(np.uint8)
+    dbz = np.where(raw == packing.FILL, domain.scale.dbz_min, raw * REFLECTIVITY_STEP_DB)
+    return pixel_of_reflectivity(dbz, domain.scale), state, dict(data.attrs)

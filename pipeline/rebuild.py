@@ -1,0 +1,135 @@
+"""Make the catalog again from the stores and the journal, as after its loss."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import packing, times
+from pipeline.catalog import Catalog, Row
+from pipeline.frames.archive import Archive, checksum
+from pipeline.frames.grayscale import ECHO
+from pipeline.nowcast import cycle_row
+from pipeline.settings import Domain
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Rebuilt:
+    """What was found again. ``damaged`` pairs paths with what is wrong with them."""
+
+    frames: int = 0
+    forecasts: int = 0
+    scores: int = 0
+    skipped: int = 0
+    quarantined: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+
+
+def rebuild(
+    domains: list[Domain],
+    store: Store,
+    catalog: Catalog,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Rebuilt:
+    """Replace the rows of ``domains``: frames and products with checksums, reasons from the journal.
+
+    Arrival times and latencies are lost. Verification is made again from the products, which gives the same sums.
+    """
+    result = Rebuilt()
+    journal = list(store.read_journal())
+    for domain in domains:
+        rows: dict[sa.Table, list[Row]] = {
+            tables.frames: _frames(domain, store, progress),
+            tables.cycles: _cycles(domain, store, result),
+            tables.scores: _scores(domain, store, result),
+            tables.volumes: [],
+        }
+        known = {(row["reference_time"], row["kind"]) for row in rows[tables.cycles]}
+        result.frames += len(rows[tables.frames])
+        result.forecasts += len(rows[tables.cycles])
+        result.scores += len(rows[tables.scores])
+        skipped = {
+            (e["cycle"]["reference_time"], e["cycle"]["kind"]): e["cycle"]
+            for e in journal
+            if e.get("event") == "skipped" and e["cycle"]["domain"] == domain.name
+        }
+        quarantined = {
+            (e["volume"]["key"], e["volume"]["etag"]): e["volume"]
+            for e in journal
+            if e.get("event") == "quarantined" and e["domain"] == domain.name
+        }
+        again = [row for key, row in skipped.items() if key not in known]
+        rows[tables.cycles] += again
+        rows[tables.volumes] += quarantined.values()
+        result.skipped += len(again)
+        result.quarantined += len(quarantined)
+        with catalog.write() as connection:
+            for table, found in rows.items():
+                connection.execute(sa.delete(table).where(table.c.domain == domain.name))
+                catalog.upsert(connection, table, found)
+    return result
+
+
+def _frames(domain: Domain, store: Store, progress: Callable[[str, int, int], None]) -> list[Row]:
+    archive = Archive(store, domain)
+    held = archive.times()
+    rows = []
+    for n, time in enumerate(held):
+        frame = archive.read(time)
+        progress(domain.name, n + 1, len(held))
+        if frame is None:
+            continue
+        rows.append(
+            {
+                "domain": domain.name,
+                "valid_time": times.seconds(time),
+                "sha256": checksum(frame),
+                "source_key": "",
+                "arrived_at": 0.0,
+                "offset_s": 0.0,
+                "coverage": float(frame.observed.mean()),
+                "echo": float((frame.state == ECHO).mean()),
+                "removed": 0.0,
+            }
+        )
+    return rows
+
+
+def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
+    rows = []
+    for path in sorted((store.root / "products" / domain.name).rglob("*.nc")):
+        if path.name.endswith(".baselines.nc"):
+            continue
+        try:
+            rows.append(cycle_row(domain, store, path, path.stat().st_mtime, {}))
+        except (OSError, ValueError, KeyError) as err:
+            result.damaged.append((store.relative(path), str(err)))
+    return rows
+
+
+def _scores(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
+    rows = []
+    for path in sorted((store.root / "verification" / domain.name).rglob("*.nc")):
+        kind, model = path.parts[-3], path.parts[-2]
+        try:
+            digest = packing.read_digest(path)
+        except (OSError, ValueError) as err:
+            result.damaged.append((store.relative(path), str(err)))
+            continue
+        day = times.parse_time(path.stem)
+        rows.append(
+            {
+                "path": store.relative(path),
+                "domain": domain.name,
+                "kind": kind,
+                "model": model,
+                "day": times.seconds(day),
+                "content_digest": digest,
+            }
+        )
+    return rows

@@ -1,0 +1,351 @@
+"""Settings and domains: read once at the edge, validated, frozen, and handed down in parts.
+
+Precedence: option (``--set``) > environment (``NOWCAST_*``) > ``nowcast.toml`` > default.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from pipeline.errors import SettingsError
+
+CONFIG_NAME = "nowcast.toml"
+SAMPLE_DATA_DEFAULT = "../shared/data"
+# read elsewhere, not keys of the settings file
+RESERVED_ENVIRONMENT = {"NOWCAST_CONFIG", "NOWCAST_SAMPLE_DATA"}
+
+Cadence = Literal[5, 6, 10]
+ReaderName = Literal["bom_rainfields", "knmi_hdf5", "mch_gif", "fmi_pgm", "odim_comp", "mrms_grib2"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ZR(_Frozen):
+    """Z = a R**b with R in mm/h. Default: Marshall and Palmer 1948."""
+
+    a: float = Field(200.0, gt=0, le=2000)
+    b: float = Field(1.6, gt=0.5, le=3)
+
+
+class Scale(_Frozen):
+    """Reflectivity (dBZ) of pixel 0 and pixel 255."""
+
+    dbz_min: float = Field(-10.0, ge=-40, le=20)
+    dbz_max: float = Field(60.0, ge=30, le=100)
+
+
+class Quality(_Frozen):
+    """Checks of gridded input.
+
+    A cell above ``max_rate_mm_h`` is removed (the largest 5-minute rates on record stay below 500 mm/h); a frame whose
+    observed share is below ``min_coverage`` is quarantined, since a silent radar must not read as a dry one.
+    """
+
+    max_rate_mm_h: float = Field(500.0, gt=0)
+    min_coverage: float = Field(0.01, ge=0, le=1)
+
+
+class NativeGrid(_Frozen):
+    """The grid of a gridded source, or block means of it (in rain rate) over coarsen x coarsen cells."""
+
+    native: Literal[True]
+    coarsen: int = Field(1, ge=1, le=64)
+
+
+class ProjectedGrid(_Frozen):
+    """A grid of our own around ``centre`` (longitude, latitude)."""
+
+    crs: str
+    shape: tuple[Annotated[int, Field(ge=16, le=10000)], Annotated[int, Field(ge=16, le=10000)]]
+    spacing_m: float = Field(gt=0, le=20000)
+    centre: tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-90, le=90)]]
+
+    @field_validator("crs")
+    @classmethod
+    def _projected(cls, crs: str) -> str:
+        try:
+            parsed = CRS.from_user_input(crs)
+        except CRSError as err:
+            raise ValueError(f"not a coordinate reference system that PROJ knows: {err}") from err
+        if not parsed.is_projected or parsed.axis_info[0].unit_name != "metre":
+            raise ValueError("must be a projected coordinate reference system in metres, since spacing_m is")
+        return crs
+
+
+class GriddedSource(_Frozen):
+    """A folder of composites that a ``reader`` understands, whose names carry the time."""
+
+    kind: Literal["gridded"]
+    reader: ReaderName
+    uri: str
+    max_file_mb: float = Field(512.0, gt=0)
+
+
+class SyntheticSource(_Frozen):
+    """Evolving power-law rain; a pure function of seed and time (``pipeline.sources.synthetic``)."""
+
+    kind: Literal["synthetic"]
+    seed: int = Field(0, ge=0)
+    event_hours: int = Field(6, ge=1, le=240)
+    max_speed_m_s: float = Field(18.0, ge=0, le=60)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _kind_of_grid(value: Any) -> str:
+    native = "native" in value or "coarsen" in value if isinstance(value, dict) else isinstance(value, NativeGrid)
+    return "native_grid" if native else "projected_grid"
+
+
+class Domain(_Frozen):
+    """A region with one grid, cadence, source and model. ``lead_frames`` defaults to two hours."""
+
+    cadence_minutes: Cadence
+    grid: Annotated[
+        Annotated[NativeGrid, Tag("native_grid")] | Annotated[ProjectedGrid, Tag("projected_grid")],
+        Discriminator(_kind_of_grid),
+    ]
+    source: Annotated[GriddedSource | SyntheticSource, Field(discriminator="kind")]
+    input_frames: int = Field(5, ge=2, le=30)
+    lead_frames: int = Field(0, ge=0, le=72, description="0 stands for 120 minutes")
+    product: Literal["surface_rain"] = "surface_rain"
+    zr: ZR = ZR()
+    scale: Scale = Scale()
+    quality: Quality = Quality()
+    max_gap: int = Field(1, ge=0, le=6)
+    thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
+    model: str = "convlstm"
+    name: str = ""
+
+    @property
+    def cadence(self) -> timedelta:
+        """Spacing of the frames."""
+        return timedelta(minutes=self.cadence_minutes)
+
+    @property
+    def leads(self) -> int:
+        """Number of frames to forecast."""
+        return self.lead_frames or 120 // self.cadence_minutes
+
+    @property
+    def horizon(self) -> timedelta:
+        """The last lead time."""
+        return self.leads * self.cadence
+
+    @field_validator("thresholds_mm_h")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or any(v < 0.1 for v in values) or list(values) != sorted(set(values)):
+            raise ValueError("must rise strictly and start at 0.1 mm/h (the drizzle floor) or above")
+        return values
+
+    @model_validator(mode="after")
+    def _grid_fits_source(self) -> Self:
+        if isinstance(self.source, GriddedSource) != isinstance(self.grid, NativeGrid):
+            raise ValueError(
+                "grid: a gridded source keeps its own grid ({native = true, coarsen = N}); "
+                "any other source needs {crs, shape, spacing_m, centre}"
+            )
+        return self
+
+
+class Settings(_Frozen):
+    """Everything that is configured, and where each value came from (``origins``, dotted key -> origin)."""
+
+    root: Path
+    catalog: str
+    domains: dict[str, Domain]
+    log_format: Literal["text", "json"] = "text"
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of one process for torch")
+    prefect_api_url: str = "http://127.0.0.1:4200/api"
+    config_path: Path | None = None
+    origins: dict[str, str] = {}
+
+    def domain(self, name: str) -> Domain:
+        """The domain ``name``.
+
+        Raises:
+            SettingsError: there is none; the message lists those there are.
+        """
+        if name not in self.domains:
+            known = ", ".join(sorted(self.domains)) or "none"
+            raise SettingsError(f"no domain {name!r} in {self.config_path or 'the settings'}; it has: {known}")
+        return self.domains[name]
+
+
+@dataclass(frozen=True)
+class _Value:
+    value: Any
+    origin: str
+
+
+def load(
+    config: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read, merge and validate the settings.
+
+    Args:
+        config: the TOML file; None takes ``NOWCAST_CONFIG``, then ``nowcast.toml`` in the working directory, then
+            defaults alone.
+        options: dotted key -> text, from the command line.
+        environment: defaults to the process environment.
+
+    Raises:
+        SettingsError: names the key, the value and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    path = _config_path(config, environment)
+    values: dict[str, _Value] = {}
+    if path is not None:
+        _flatten(_read_toml(path), str(path.name), "", values)
+    for name, text in environment.items():
+        if name.startswith("NOWCAST_") and name not in RESERVED_ENVIRONMENT:
+            key = name.removeprefix("NOWCAST_").replace("__", ".").lower()
+            values[key] = _Value(_parse_text(text), f"environment {name}")
+    for key, text in (options or {}).items():
+        values[key] = _Value(_parse_text(text), "option")
+    base = (path.parent if path is not None else Path.cwd()).resolve()
+    tree = _unflatten(values)
+    root = (base / _expand(str(tree.pop("root", "nowcast-data")), "root", environment)).resolve()
+    tree["root"] = root
+    tree["catalog"] = _expand(str(tree.get("catalog", f"sqlite:///{root / 'catalog.sqlite'}")), "catalog", environment)
+    for name, domain in (tree.get("domains") or {}).items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
+            raise SettingsError(
+                f"domains.{name}: a domain's name is lower-case letters, digits, - and _ (at most 40), "
+                "since it names folders and files"
+            )
+        if isinstance(domain, dict):
+            domain["name"] = name
+            source = domain.get("source")
+            if isinstance(source, dict) and isinstance(source.get("uri"), str):
+                uri = _expand(source["uri"], f"domains.{name}.source.uri", environment)
+                source["uri"] = str((base / uri).resolve())
+            if isinstance(domain.get("model"), str) and "/" in domain["model"]:
+                domain["model"] = str((base / domain["model"]).resolve())
+    tree.setdefault("domains", {})
+    try:
+        return Settings(**tree, config_path=path, origins={key: value.origin for key, value in values.items()})
+    except ValidationError as err:
+        raise SettingsError(_explain(err, values)) from err
+
+
+def flat(settings: Settings) -> list[tuple[str, str, str]]:
+    """(key, value, origin) of every setting, secrets hidden, for people to read."""
+    leaves: dict[str, _Value] = {}
+    data = settings.model_dump(mode="json", exclude={"config_path", "origins"})
+    for domain in data["domains"].values():
+        del domain["name"]
+    _flatten(data, "default", "", leaves)
+    rows = []
+    for key, leaf in sorted(leaves.items(), key=lambda item: ("." in item[0], item[0])):
+        origin = next((o for k, o in settings.origins.items() if k == key or key.startswith(k + ".")), "default")
+        rows.append((key, hide_secrets(str(leaf.value)), origin))
+    return rows
+
+
+def hide_secrets(text: str) -> str:
+    """Replace the password of a URL by ***."""
+    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)
+
+
+def _config_path(config: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if config is None and environment.get("NOWCAST_CONFIG"):
+        config = Path(environment["NOWCAST_CONFIG"])
+    if config is None:
+        here = Path.cwd() / CONFIG_NAME
+        return here if here.is_file() else None
+    if config.is_dir():
+        config = config / CONFIG_NAME
+    if not config.is_file():
+        raise SettingsError(f"no settings file at {config}; give one with --config or NOWCAST_CONFIG")
+    return config.resolve()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise SettingsError(f"{path} is not valid TOML: {err}") from err
+
+
+def _flatten(tree: Mapping[str, Any], origin: str, prefix: str, into: dict[str, _Value]) -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            _flatten(value, origin, f"{prefix}{key}.", into)
+        else:
+            into[f"{prefix}{key}"] = _Value(value, origin)
+
+
+def _unflatten(values: Mapping[str, _Value]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, leaf in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise SettingsError(f"{key}: {parent} is a value, not a table ({leaf.origin})")
+            node = child
+        node[last] = leaf.value
+    return tree
+
+
+def _parse_text(text: str) -> Any:
+    """A TOML value where the text is one (numbers, true, lists), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _expand(text: str, key: str, environment: Mapping[str, str]) -> str:
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in environment:
+            return str(Path(environment[name]).expanduser().resolve())
+        if name == "NOWCAST_SAMPLE_DATA":
+            return str((Path(__file__).parents[1] / SAMPLE_DATA_DEFAULT).resolve())
+        raise SettingsError(f"{key}: the environment variable {name} is not set")
+
+    return re.sub(r"\$\{(\w+)\}", value_of, text)
+
+
+def _explain(err: ValidationError, values: Mapping[str, _Value]) -> str:
+    lines = []
+    for item in err.errors():
+        # a union puts the branch it took into the path; people know only the keys of their file
+        branches = {"native_grid", "projected_grid", "gridded", "synthetic"}
+        key = ".".join(str(part) for part in item["loc"] if part not in branches)
+        origin = next((f" ({v.origin})" for k, v in values.items() if k == key), "")
+        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {item['input']!r}"
+        what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        if isinstance(item["input"], dict):
+            given = ""
+        lines.append(f"{key}{given}{origin}: {what}")
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,80 @@
+"""What a source is: it lists what was received, fetches one item and decodes it into a field."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.grids import Grid
+
+Quantity = Literal["rain_rate", "reflectivity"]
+
+
+@dataclass(frozen=True)
+class VolumeRef:
+    """One received item, known from its listing alone.
+
+    Attributes:
+        key: unique name within the source.
+        nominal_time: valid time that the name promises.
+        size: bytes.
+        etag: changes when the bytes change.
+        arrived_at: when the item became available here.
+    """
+
+    key: str
+    nominal_time: datetime
+    size: int
+    etag: str
+    arrived_at: datetime
+
+
+@dataclass(frozen=True)
+class RainField:
+    """One decoded field on its native grid.
+
+    Attributes:
+        values: (rows, columns) float32, row 0 north; NaN where not observed, and only there.
+        quantity: ``rain_rate`` in mm/h (dry is 0) or ``reflectivity`` in dBZ (no echo is -32 or lower).
+        grid: native grid.
+        valid_time: what the content says.
+        smallest_rate_mm_h: the smallest rain rate that the source can tell from none.
+    """
+
+    values: NDArray[np.float32]
+    quantity: Quantity
+    grid: Grid
+    valid_time: datetime
+    smallest_rate_mm_h: float
+
+
+class Source(Protocol):
+    """A place where volumes or composites come from."""
+
+    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+        """Items with a nominal time in [start, end], ordered by time, then key.
+
+        Raises:
+            StoreUnavailable: the place cannot be read.
+        """
+        ...
+
+    def fetch(self, ref: VolumeRef, folder: Path) -> Path:
+        """A local file with the item's bytes: the original, or a copy in ``folder``.
+
+        Raises:
+            BadInput: the item is larger than allowed.
+            OSError: it could not be read; worth another try.
+        """
+        ...
+
+    def decode(self, path: Path) -> RainField:
+        """Decode one fetched item.
+
+        Raises:
+            BadInput: names what was expected and what was found.
+        """
+        ...

@@ -1,0 +1,77 @@
+"""What the catalog knows, counted: for ``nowcast status``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import times
+from pipeline.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class DomainStatus:
+    """Counts and newest times of one domain."""
+
+    domain: str
+    frames: int
+    newest_frame: str
+    forecasts: dict[str, int]
+    newest_forecast: str
+    skipped: int
+    verified: dict[str, int]
+    quarantined: int
+    newest_problem: str
+
+
+def status(catalog: Catalog, domains: list[str]) -> list[DomainStatus]:
+    """Status of each domain, in the order given."""
+    return [_status(catalog, domain) for domain in domains]
+
+
+def _status(catalog: Catalog, domain: str) -> DomainStatus:
+    f, c, v = tables.frames.c, tables.cycles.c, tables.volumes.c
+    frames = catalog.read(
+        sa.select(sa.func.count().label("n"), sa.func.max(f.valid_time).label("newest")).where(f.domain == domain)
+    )[0]
+    cycles = catalog.read(
+        sa.select(
+            c.state,
+            c.kind,
+            c.method,
+            c.verified,
+            sa.func.count().label("n"),
+            sa.func.max(c.reference_time).label("newest"),
+        )
+        .where(c.domain == domain)
+        .group_by(c.state, c.kind, c.method, c.verified)
+    )
+    bad = catalog.read(
+        sa.select(v.reason)
+        .where(v.domain == domain, v.state == "quarantined")
+        .order_by(v.nominal_time.desc(), v.key.desc())
+    )
+    published = [row for row in cycles if row["state"] == "published"]
+    forecasts: dict[str, int] = {}
+    verified: dict[str, int] = {}
+    for row in published:
+        name = f"{row['method']} ({row['kind']})"
+        forecasts[name] = forecasts.get(name, 0) + row["n"]
+        state = row["verified"] or "not yet"
+        verified[state] = verified.get(state, 0) + row["n"]
+    return DomainStatus(
+        domain=domain,
+        frames=frames["n"],
+        newest_frame=_iso(frames["newest"]),
+        forecasts=forecasts,
+        newest_forecast=_iso(max((row["newest"] for row in published), default=None)),
+        skipped=sum(row["n"] for row in cycles if row["state"] == "skipped"),
+        verified=verified,
+        quarantined=len(bad),
+        newest_problem=bad[0]["reason"] if bad else "",
+    )
+
+
+def _iso(seconds: Any) -> str:
+    return "" if seconds is None else times.iso(tables.from_seconds(seconds))

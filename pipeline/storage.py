@@ -1,0 +1,167 @@
+"""The root: where every kind of file lies, and how a file appears there whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import times
+from pipeline.errors import StoreUnavailable
+
+FORMAT_VERSION = 1
+TEMPORARY_AGE_S = 3600.0
+
+
+class Store:
+    """A local folder that holds archive, products, scores, reports, quarantine and journal.
+
+    Raises:
+        StoreUnavailable: the folder cannot be made or written, or was made by a newer version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.temporary = root / "tmp"
+        marker = root / "format.json"
+        try:
+            self.temporary.mkdir(parents=True, exist_ok=True)
+            if not marker.is_file():
+                with self.publish(marker) as path:
+                    path.write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
+            found = json.loads(marker.read_text()).get("format_version")
+        except (OSError, ValueError) as err:
+            raise StoreUnavailable(f"the root {root} cannot be used: {err}") from err
+        if found != FORMAT_VERSION:
+            raise StoreUnavailable(
+                f"the root {root} has format {found}, this version reads {FORMAT_VERSION}; use the version that made it"
+            )
+
+    def archive(self, domain: str) -> Path:
+        """Folder of the daily Zarr stores."""
+        return self.root / "archive" / domain
+
+    def product(self, domain: str, kind: str, reference_time: datetime, revision: int) -> Path:
+        """Forecast file; a pure function of its identity."""
+        name = f"{domain}_{times.compact(reference_time)}_r{revision}.nc"
+        return self.root / "products" / domain / kind / reference_time.strftime("%Y/%m/%d") / name
+
+    def baselines(self, product: Path) -> Path:
+        """The file with the baselines' forecasts that belongs to a product."""
+        return product.with_name(product.stem + ".baselines.nc")
+
+    def latest(self, domain: str) -> Path:
+        """Hint to the newest issued product."""
+        return self.root / "products" / domain / "latest.json"
+
+    def scores(self, domain: str, kind: str, model: str, day: datetime) -> Path:
+        """Verification sums of one domain, kind, model and day."""
+        return self.root / "verification" / domain / kind / safe_name(model) / f"{day:%Y%m%d}.nc"
+
+    def report(self, domain: str) -> Path:
+        """Default folder of reports."""
+        return self.root / "reports" / domain
+
+    def models(self) -> Path:
+        """Checkpoints trained here."""
+        return self.root / "models"
+
+    def quarantine(self, domain: str, key: str, sha256: str) -> Path:
+        """Where a file that cannot be used is kept: its checksum makes the name unique, its key readable."""
+        return self.root / "quarantine" / domain / f"{sha256[:12]}_{safe_name(key)}"
+
+    def relative(self, path: Path) -> str:
+        """Path below the root, as the catalog keeps it."""
+        return path.relative_to(self.root).as_posix()
+
+    @contextmanager
+    def publish(self, path: Path) -> Iterator[Path]:
+        """Yield a temporary path; when the block ends well its file is made durable and takes the place of ``path``."""
+        temporary = self.temporary / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
+        try:
+            yield temporary
+            _flush(temporary)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary folder below the root, removed when the block ends."""
+        with tempfile.TemporaryDirectory(dir=self.temporary, prefix=_owner()) as folder:
+            yield Path(folder)
+
+    def remove_stale_temporaries(self) -> int:
+        """Remove what a killed process left: at once if it ran on this machine, else after an hour."""
+        removed = 0
+        for path in self.temporary.iterdir():
+            host, _, rest = path.name.rpartition("-")[0].rpartition("-")
+            try:
+                own = host == socket.gethostname() and rest.isdigit()
+                dead = own and not _alive(int(rest))
+                if dead or (not own and time.time() - path.stat().st_mtime > TEMPORARY_AGE_S):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue  # another process removed it first
+        return removed
+
+    def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
+        """Append one JSON line to ``journal/DATE``; one write, so that lines of two processes never mix."""
+        path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"recorded_at": times.iso(now), **entry}, sort_keys=True, default=str) + "\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read_journal(self) -> Iterator[dict[str, Any]]:
+        """Every entry, oldest first; a last line cut off by a crash is skipped."""
+        for path in sorted((self.root / "journal").glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+
+def safe_name(text: str) -> str:
+    """A name from outside as a part of a path: letters, digits, dot, dash, underscore; never hidden, never long."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".")[-80:] or "unnamed"
+
+
+def _owner() -> str:
+    """Prefix of a temporary's name: which process of which machine writes it."""
+    return f"{socket.gethostname()}-{os.getpid()}-"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to keep what was written (a file, or the names in a folder)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

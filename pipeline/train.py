@@ -1,0 +1,160 @@
+"""Training on the archive of one or several domains; writes a checkpoint with its card."""
+
+import csv
+import functools
+import logging
+import time as clock
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import times
+from pipeline.errors import NowcastError
+from pipeline.frames.archive import Archive
+from pipeline.frames.correlation import TRAINING_LIMIT, correlation
+from pipeline.frames.grayscale import pixel_of_rate
+from pipeline.settings import Domain
+from pipeline.storage import Store
+from pipeline.version import software_version
+
+if TYPE_CHECKING:
+    from models.training import FrameSeries, TrainingConfig
+
+log = logging.getLogger(__name__)
+
+VALIDATION_SHARE = 0.15  # the newest frames of each domain
+WET_SHARE = 0.02  # a window with less rain teaches only that dry stays dry
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the checkpoint lies and how it was made."""
+
+    folder: Path
+    windows: dict[str, int]
+    history: list[dict[str, float]]
+    checksum: str
+
+
+def train(
+    domains: list[Domain],
+    store: Store,
+    network_name: str,
+    config: "TrainingConfig",
+    out: Path,
+    name: str,
+    command: str,
+    threads: int,
+    now: datetime,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, row: None,
+) -> TrainResult:
+    """Train a network of the zoo on everything the archive holds of ``domains``.
+
+    Raises:
+        NowcastError: the domains do not share one scale and Z-R, or hold no window to train on.
+    """
+    import torch
+
+    from models import checkpoint, zoo
+    from models.losses import balanced
+    from models.training import train as fit
+
+    first = domains[0]
+    for domain in domains:
+        if (domain.scale, domain.zr, domain.product) != (first.scale, first.zr, first.product):
+            raise NowcastError(f"{domain.name} and {first.name} differ in scale, zr or product; train on equals")
+    torch.set_num_threads(threads)
+    series, windows, spacings, periods = [], {}, [], {}
+    for domain in domains:
+        archive = Archive(store, domain)
+        held = archive.times()
+        if not held:
+            raise NowcastError(f"the archive has no frames of {domain.name}; run `nowcast ingest {domain.name}` first")
+        one = _series(archive, held, domain, config)
+        series.append(one)
+        windows[domain.name] = len(one.train) + len(one.validation)
+        spacings.append(archive.grid(held[0]).spacing_m)
+        periods[domain.name] = f"{times.iso(held[0])}/{times.iso(held[-1])}"
+    torch.manual_seed(config.seed)
+    network = zoo.build(network_name)
+    levels = [pixel_of_rate(r, first.zr, first.scale) / 255 for r in (2.0, 5.0, 10.0, 30.0)]
+    started = clock.monotonic()
+    try:
+        history = fit(network, series, functools.partial(balanced, levels=levels), config, progress)
+    except ValueError as err:
+        raise NowcastError(str(err)) from err
+    best = min(history, key=lambda row: row["validation_loss"])
+    card = checkpoint.Card(
+        name=name,
+        network=network_name,
+        network_config={},
+        dbz_min=first.scale.dbz_min,
+        dbz_max=first.scale.dbz_max,
+        cadences_minutes=sorted({d.cadence_minutes for d in domains}),
+        spacing_m=[round(min(spacings), 1), round(max(spacings), 1)],
+        product=first.product,
+        training={
+            "command": command,
+            "software_version": software_version(),
+            "trained_at": times.iso(now),
+            "duration_minutes": round((clock.monotonic() - started) / 60, 1),
+            "seed": config.seed,
+            "input_frames": config.input_frames,
+            "lead_frames": config.lead_frames,
+            "crop": config.crop,
+            "batch": config.batch,
+            "steps": int(history[-1]["step"]),
+            "best": best,
+            "loss": "B-MSE + B-MAE (Shi et al. 2017), own output fed back",
+            "data": {d.name: _describe_source(d) for d in domains},
+            "periods": periods,
+            "windows": windows,
+        },
+    )
+    card = checkpoint.save(out, network, card)
+    with (out / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    return TrainResult(out, windows, history, card.checksum)
+
+
+def _describe_source(domain: Domain) -> dict[str, Any]:
+    """What the data were, without the folder they lay in."""
+    return domain.source.model_dump(mode="json", exclude={"uri", "max_file_mb"})
+
+
+def _series(archive: Archive, held: list[datetime], domain: Domain, config: "TrainingConfig") -> "FrameSeries":
+    """Frames on the fixed axis, and the windows of training and validation, split by time without a shared frame."""
+    from models.training import FrameSeries
+
+    frames = {time: frame for time in held if (frame := archive.read(time)) is not None}
+    axis = list(times.slots(held[0], held[-1], domain.cadence))
+    shape = next(iter(frames.values())).pixels.shape
+    if min(shape) < config.crop:
+        raise NowcastError(f"{domain.name} is {shape[0]} x {shape[1]} cells, smaller than the crop of {config.crop}")
+    pixels, observed = np.zeros((len(axis), *shape), np.uint8), np.zeros((len(axis), *shape), bool)
+    for n, time in enumerate(axis):
+        if time in frames:
+            pixels[n], observed[n] = frames[time].pixels, frames[time].observed
+    present = np.array([time in frames for time in axis])
+    length = config.input_frames + config.lead_frames
+    starts = [n for n in range(len(axis) - length + 1) if present[n : n + length].all()]
+    wet = (pixels > 0).mean(axis=(1, 2))
+    kept = [
+        n
+        for n in starts
+        if wet[n : n + length].mean() >= WET_SHARE and correlation(pixels[n], pixels[n + length - 1]) < TRAINING_LIMIT
+    ]
+    cut = round(len(axis) * (1 - VALIDATION_SHARE))
+    log.info("%s: %d of %d windows kept (wet, first and last frame differ)", domain.name, len(kept), len(starts))
+    return FrameSeries(
+        pixels,
+        observed,
+        train=np.array([n for n in kept if n + length <= cut], np.int64),
+        validation=np.array([n for n in kept if n >= cut], np.int64),
+    )
