@@ -21,19 +21,21 @@ class MotionConfig:
         pairs: newest consecutive pairs of frames used.
         coarsest: side in pixels below which the pyramid stops.
         finest: level of the finest fit; 1 is half resolution, which is as sharp as a smooth motion needs.
+        max_cells: a level with more cells is not fitted: on a continent the motion is smooth at a quarter resolution.
         window: standard deviation of the fitting window, in pixels of each level.
         iterations: fits per level.
         tikhonov: weight of "no change", relative to the mean texture.
         smoothing: standard deviation of the final texture-weighted smoothing, in pixels of the finest level.
     """
 
-    pairs: int = 3
+    pairs: int = 4
     coarsest: int = 16
     finest: int = 1
+    max_cells: int = 2_000_000
     window: float = 6.0
     iterations: int = 2
-    tikhonov: float = 0.02
-    smoothing: float = 8.0
+    tikhonov: float = 0.1
+    smoothing: float = 6.0
 
 
 def estimate_motion(frames: Tensor, observed: Tensor, config: MotionConfig = MotionConfig()) -> Tensor:
@@ -51,7 +53,8 @@ def estimate_motion(frames: Tensor, observed: Tensor, config: MotionConfig = Mot
     levels = [(frames * observed, observed.to(frames.dtype))]
     while min(levels[-1][0].shape[-2:]) >= 2 * config.coarsest:
         levels.append(tuple(F.avg_pool2d(t, 2, ceil_mode=True, count_include_pad=False) for t in levels[-1]))  # type: ignore[arg-type]
-    finest = min(config.finest, len(levels) - 1)
+    fitted = [n for n, (v, _) in enumerate(levels) if n >= config.finest and v[0, 0].numel() <= config.max_cells]
+    finest = fitted[0] if fitted else len(levels) - 1
     motion = frames.new_zeros((frames.shape[0], 2, *levels[-1][0].shape[-2:]))
     texture = motion[:, :1]
     for values, weight in reversed(levels[finest:]):

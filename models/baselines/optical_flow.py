@@ -24,29 +24,34 @@ def extrapolate(last: Tensor, observed: Tensor, motion: Tensor, leads: int) -> P
     edge = torch.tensor((width - 1.0, height - 1.0), device=last.device).view(1, 2, 1, 1)
     holes = not bool(observed.all())
     covered = observed.to(last.dtype)
-    source = last * covered
+    # sampled together; next to a hole the unobserved neighbours must not count as dry
+    source = torch.cat((last * covered, covered), dim=1) if holes else last
 
-    def seen(there: Tensor) -> Tensor:
+    def seen(there: Tensor, n: slice) -> Tensor:
         inside = ((there >= 0) & (there <= edge)).all(dim=1, keepdim=True)
-        return inside & (sample(covered, there) > 0.5) if holes else inside
+        return inside & (sample(covered[n], there) > 0.5) if holes else inside
 
-    position = pixel_grid(last).expand_as(motion)
+    position = pixel_grid(last).repeat(last.shape[0], 1, 1, 1)
     outside = ~observed
     values, flags = [], []
     for _ in range(leads):
         half = position - 0.5 * sample(motion, position)
         step = sample(motion, half)
-        within = seen(position - step)
-        reach = within.to(last.dtype)
-        if not bool(within.all()):
-            # go as far as is observed: the largest of 16 shares of the step
-            for share in (0.5, 0.25, 0.125, 0.0625):
-                reach = torch.where(~within & seen(position - (reach + share) * step), reach + share, reach)
+        within = seen(position - step, slice(None))
+        leaving = ~within & ~outside
         outside = outside | ~within
-        position = position - reach * step
+        there = torch.where(outside & observed, position, position - step)
+        for n in leaving.flatten(1).any(dim=1).nonzero()[:, 0].tolist():
+            # only these few go as far as is observed: the largest of 16 shares of the step
+            row, column = leaving[n, 0].nonzero(as_tuple=True)
+            start, way = position[n][:, row, column][None, :, None], step[n][:, row, column][None, :, None]
+            reach = torch.zeros_like(start[:, :1])
+            for share in (0.5, 0.25, 0.125, 0.0625):
+                reach += share * seen(start - (reach + share) * way, slice(n, n + 1))
+            there[n][:, row, column] = (start - reach * way)[0, :, 0]
+        position = there
         value = sample(source, position)
-        # next to a hole the unobserved neighbours must not count as dry
-        values.append(value / sample(covered, position).clamp_min(0.5) if holes else value)
+        values.append(value[:, :-1] / value[:, -1:].clamp_min(0.5) if holes else value)
         flags.append(outside)
     return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1))
 
