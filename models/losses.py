@@ -18,7 +18,8 @@ def masked_mse(predicted: Tensor, target: Tensor, observed: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where nothing is observed.
     """
-    return _weighted_mean((predicted - target) ** 2, observed.expand_as(target).to(target.dtype))
+    error = _error(predicted, target, observed)
+    return _weighted_mean(error**2, observed.expand_as(target).to(target.dtype))
 
 
 def balanced(predicted: Tensor, target: Tensor, observed: Tensor, levels: Sequence[float]) -> Tensor:
@@ -32,11 +33,14 @@ def balanced(predicted: Tensor, target: Tensor, observed: Tensor, levels: Sequen
     for level, weight in zip(levels, (2.0, 5.0, 10.0, 30.0), strict=True):
         weights = torch.where(target >= level, weight, weights)
     weights = weights * observed.to(target.dtype)
-    error = predicted - target
+    error = _error(predicted, target, observed)
     return _weighted_mean(error**2 + error.abs(), weights)
 
 
+def _error(predicted: Tensor, target: Tensor, observed: Tensor) -> Tensor:
+    """Difference where observed, else 0. Selected, not multiplied: NaN * 0 is NaN, also in the gradient."""
+    return torch.where(observed, predicted - torch.where(observed, target, torch.zeros_like(target)), 0.0)
+
+
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    # torch.where, not a product: NaN * 0 is NaN
-    kept = torch.where(weights > 0, values * weights, torch.zeros_like(values))
-    return kept.sum() / weights.sum().clamp_min(1.0)
+    return (values * weights).sum() / weights.sum().clamp_min(1.0)

@@ -270,7 +270,10 @@ def _engine(url: str) -> sa.Engine:
     except SQLAlchemyError as err:
         raise StoreUnavailable(f"catalog = {hide_secrets(url)!r} is not a database URL such as sqlite:///file") from err
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        try:
+            return sa.create_engine(parsed, pool_pre_ping=True)
+        except (ImportError, SQLAlchemyError) as err:
+            raise StoreUnavailable(f"the catalog {hide_secrets(url)} cannot be used: {err}") from err
     if parsed.database:
         try:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)

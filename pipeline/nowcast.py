@@ -24,6 +24,7 @@ from pipeline.errors import LeaseLost, ModelRefused, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
 from pipeline.frames.sequences import InputSequence, read_sequence
+from pipeline.logs import log_context
 from pipeline.settings import Domain
 from pipeline.storage import Store
 
@@ -164,12 +165,15 @@ def issue(
                 outcomes[time] = Outcome(time, "held", reason="another process works on it")
                 continue
             started = clock.perf_counter()
-            try:
-                sequence = read_sequence(archive, domain, time)
-            except NotForecast as err:
-                outcomes[time] = _skip(domain, store, catalog, lease, time, kind, now, str(err))
-                continue
-            adopted = _adopt(domain, store, catalog, lease, sequence, kind)
+            with log_context(domain=domain.name, reference_time=times.iso(time)):
+                try:
+                    sequence = read_sequence(archive, domain, time)
+                except NotForecast as err:
+                    outcomes[time] = _skip(domain, store, catalog, lease, time, kind, now, str(err))
+                    continue
+                if sequence.is_frozen:
+                    log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
+                adopted = _adopt(domain, store, catalog, lease, sequence, kind)
             if adopted is not None:
                 outcomes[time] = adopted
                 continue
@@ -180,10 +184,12 @@ def issue(
         share = (clock.perf_counter() - started) / max(len(sequences), 1)
         for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
             stages = {"read": reading, "forecast": share}
-            try:
-                outcomes[time] = _publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
-            except LeaseLost as err:
-                outcomes[time] = Outcome(time, "held", reason=str(err))
+            with log_context(domain=domain.name, reference_time=times.iso(time)):
+                try:
+                    outcomes[time] = _publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
+                except LeaseLost as err:
+                    outcomes[time] = Outcome(time, "held", reason=str(err))
+                log.info("%s by %s", outcomes[time].state, outcomes[time].method)
     return [outcomes[time] for time in reference_times]
 
 

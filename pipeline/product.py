@@ -296,6 +296,9 @@ def _grid_mapping(grid: Grid) -> dict[str, Any]:
         # the Swiss projection's grid angle has no CF name; crs_wkt carries it
         warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
         mapping = grid.projection.to_cf()
+    if mapping.get("grid_mapping_name") == "polar_stereographic":
+        # CF wants the pole, which PROJ leaves out where it has the true latitude
+        mapping.setdefault("latitude_of_projection_origin", float(np.copysign(90.0, mapping["standard_parallel"])))
     return {"long_name": "coordinate reference system", **mapping}
 
 

@@ -296,6 +296,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _flatten(tree: Mapping[str, Any], origin: str, prefix: str, into: dict[str, _Value]) -> None:
     for key, value in tree.items():
+        if "." in key:
+            raise SettingsError(f"{prefix}{key} ({origin}): names are lower-case letters, digits, - and _")
         if isinstance(value, dict) and value:
             _flatten(value, origin, f"{prefix}{key}.", into)
         else:

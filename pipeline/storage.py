@@ -84,7 +84,11 @@ class Store:
 
     @contextmanager
     def publish(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path; when the block ends well its file is made durable and takes the place of ``path``."""
+        """Yield a temporary path; when the block ends well its file is made durable and takes the place of ``path``.
+
+        Raises:
+            StoreUnavailable: the disk is full, read-only or gone; ``path`` is as it was.
+        """
         temporary = self.temporary / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
         try:
             yield temporary
@@ -92,6 +96,8 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, path)
             _flush(path.parent)
+        except OSError as err:
+            raise StoreUnavailable(f"cannot write {path}: {err.strerror or err}") from err
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,83 @@
+"""What the tests share: the sample data, a small synthetic domain, a root of its own for each test."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalog import Catalog
+from pipeline.settings import SAMPLE_DATA_DEFAULT, Domain, Settings
+from pipeline.storage import Store
+
+PROJECT = Path(__file__).parents[1]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """No setting of the developer's shell reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("NOWCAST_") and name != "NOWCAST_SAMPLE_DATA":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """The folder of real radar data."""
+    folder = Path(os.environ.get("NOWCAST_SAMPLE_DATA", PROJECT / SAMPLE_DATA_DEFAULT)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no sample data at {folder}; set NOWCAST_SAMPLE_DATA to the folder of real radar files")
+    return folder
+
+
+def synthetic_domain(name: str = "small", **changes) -> Domain:
+    """64 x 64 cells of 2 km, every 10 minutes, forecasts to 40 minutes."""
+    values = {
+        "name": name,
+        "cadence_minutes": 10,
+        "lead_frames": 4,
+        "grid": {
+            "crs": "+proj=laea +lat_0=51 +lon_0=5 +ellps=WGS84 +units=m +type=crs",
+            "shape": (64, 64),
+            "spacing_m": 2000.0,
+            "centre": (5.0, 51.0),
+        },
+        "source": {"kind": "synthetic", "seed": 21, "event_hours": 6},
+    }
+    return Domain.model_validate({**values, **changes})
+
+
+def brisbane_domain(folder: Path, **changes) -> Domain:
+    """Brisbane from ``folder``, at 4 km so that a test stays short."""
+    values = {
+        "name": "brisbane",
+        "cadence_minutes": 10,
+        "lead_frames": 4,
+        "grid": {"native": True, "coarsen": 8},
+        "source": {"kind": "gridded", "reader": "bom_rainfields", "uri": str(folder)},
+    }
+    return Domain.model_validate({**values, **changes})
+
+
+def settings_for(root: Path, *domains: Domain) -> Settings:
+    return Settings(
+        root=root, catalog=f"sqlite:///{root / 'catalog.sqlite'}", domains={domain.name: domain for domain in domains}
+    )
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def store(root) -> Store:
+    return Store(root)
+
+
+@pytest.fixture
+def catalog(store):
+    catalog = Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}")
+    yield catalog
+    catalog.close()

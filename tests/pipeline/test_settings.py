@@ -1,0 +1,111 @@
+import pytest
+
+from pipeline.errors import SettingsError
+from pipeline.settings import flat, load
+
+DOMAIN = """
+[domains.here]
+cadence_minutes = 10
+grid = { native = true, coarsen = 2 }
+source = { kind = "gridded", reader = "bom_rainfields", uri = "rain" }
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str):
+        path = tmp_path / "nowcast.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_option_beats_environment_beats_file_beats_default(config):
+    path = config("threads = 2\nlog_format = 'text'\n" + DOMAIN)
+    environment = {"NOWCAST_THREADS": "3", "NOWCAST_DOMAINS__HERE__MAX_GAP": "2"}
+    settings = load(path, {"threads": "4"}, environment)
+    assert settings.threads == 4
+    assert settings.domain("here").max_gap == 2
+    assert settings.domain("here").input_frames == 5
+    assert settings.domain("here").leads == 12
+    origin = {key: origin for key, _, origin in flat(settings)}
+    assert origin["threads"] == "option"
+    assert origin["domains.here.max_gap"] == "environment NOWCAST_DOMAINS__HERE__MAX_GAP"
+    assert origin["log_format"] == "nowcast.toml"
+    assert origin["domains.here.zr.a"] == "default"
+    assert load(path, None, environment).threads == 3
+    assert load(path, None, {}).threads == 2
+
+
+def test_relative_paths_start_at_the_settings_folder(config, tmp_path):
+    settings = load(config("root = 'data'\n" + DOMAIN), None, {})
+    assert settings.root == tmp_path / "data"
+    assert settings.domain("here").source.uri == str(tmp_path / "rain")
+    assert settings.catalog == f"sqlite:///{tmp_path / 'data' / 'catalog.sqlite'}"
+
+
+def test_sample_data_variable_expands(config, tmp_path):
+    text = DOMAIN.replace('"rain"', '"${NOWCAST_SAMPLE_DATA}/rain"')
+    settings = load(config(text), None, {"NOWCAST_SAMPLE_DATA": str(tmp_path / "x")})
+    assert settings.domain("here").source.uri == str(tmp_path / "x" / "rain")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("colour = 1\n", ["colour", "unknown key"]),
+        (DOMAIN + "max_gaps = 1\n", ["domains.here.max_gaps", "unknown key"]),
+        (DOMAIN.replace("= 10", "= 7"), ["domains.here.cadence_minutes", "7", "5, 6 or 10"]),
+        (DOMAIN.replace("coarsen = 2", "coarsen = 0"), ["domains.here.grid.coarsen", "0", "greater than or equal to 1"]),
+        (DOMAIN.replace("coarsen = 2", "spacing_m = 2"), ["domains.here.grid.spacing_m", "unknown key"]),
+        (DOMAIN.replace("bom_rainfields", "bom"), ["domains.here.source.reader", "bom", "knmi_hdf5"]),
+        (DOMAIN.replace('"gridded"', '"volumes"'), ["domains.here.source", "volumes", "synthetic"]),
+        (DOMAIN + "thresholds_mm_h = [0.01, 1]\n", ["domains.here.thresholds_mm_h", "0.1 mm/h"]),
+        (DOMAIN + "thresholds_mm_h = [5, 1]\n", ["domains.here.thresholds_mm_h", "rise"]),
+        (DOMAIN + "[domains.here.scale]\ndbz_max = 6000\n", ["domains.here.scale.dbz_max", "6000"]),
+        (DOMAIN.replace("native = true, coarsen = 2", "crs = 'EPSG:4326', shape=[64,64], spacing_m=1000, centre=[5,50]"),
+         ["domains.here.grid.crs", "metres"]),
+        ("[domains.'../evil']\ncadence_minutes = 10\n", ["../evil", "lower-case"]),
+        ("threads = 'many'\n", ["threads", "many", "integer"]),
+        ("x = [", ["not valid TOML"]),
+    ],
+)  # fmt: skip
+def test_errors_name_key_value_and_what_is_allowed(config, text, said):
+    with pytest.raises(SettingsError) as err:
+        load(config(text), None, {})
+    for words in said:
+        assert words in str(err.value)
+
+
+def test_gridded_source_on_a_grid_of_our_own_is_refused(config):
+    grid = "{ crs = 'EPSG:3035', shape = [64, 64], spacing_m = 1000, centre = [5, 50] }"
+    with pytest.raises(SettingsError, match="keeps its own grid"):
+        load(config(DOMAIN.replace("{ native = true, coarsen = 2 }", grid)), None, {})
+
+
+def test_unknown_environment_variable_is_an_error(config):
+    with pytest.raises(SettingsError, match=r"threds.*unknown key"):
+        load(config(DOMAIN), None, {"NOWCAST_THREDS": "2"})
+
+
+def test_missing_file_and_unknown_domain(config, tmp_path):
+    with pytest.raises(SettingsError, match=r"nothing\.toml"):
+        load(tmp_path / "nothing.toml", None, {})
+    with pytest.raises(SettingsError, match="it has: here"):
+        load(config(DOMAIN), None, {}).domain("there")
+
+
+def test_secrets_are_hidden(config):
+    settings = load(config("catalog = 'postgresql://me:hush@db/nowcast'\n"), None, {})
+    shown = dict((key, value) for key, value, _ in flat(settings))
+    assert shown["catalog"] == "postgresql://me:***@db/nowcast"
+
+
+def test_every_example_loads(monkeypatch):
+    from tests.conftest import PROJECT
+
+    examples = sorted((PROJECT / "infra" / "domains").glob("*.toml"))
+    assert len(examples) >= 6
+    for example in examples:
+        assert load(example, None, {}).domains
