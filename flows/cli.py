@@ -20,6 +20,7 @@ from flows.cli_options import (
     DomainName,
     From,
     To,
+    UnusedConfig,
     UsePrefect,
     Verbose,
     load_settings,
@@ -61,7 +62,6 @@ def _operate(
     flow: str,
     settings: Any,
     domain: str,
-    config: Path | None,
     changes: list[str] | None,
     as_json: bool,
     use_prefect: bool,
@@ -73,7 +73,7 @@ def _operate(
     settings.domain(domain)  # a wrong name is said before anything starts
     with logs.log_context(domain=domain):
         if _flows_wanted(settings, use_prefect):
-            report = _run_flow(flow, settings, config, changes, use_prefect, domain=domain, **arguments)
+            report = _run_flow(flow, settings, changes, domain=domain, **arguments)
         else:
             operation = operations.run if flow == "nowcast" else getattr(operations, flow)
             with console.progress_bars(as_json) as progress:
@@ -95,7 +95,7 @@ def ingest(
     """Turn what the source received into frames. Without times: all the source holds."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        _operate("ingest", settings, domain, config, changes, as_json, use_prefect, start=start, end=end)
+        _operate("ingest", settings, domain, changes, as_json, use_prefect, start=start, end=end)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def run(
     """One forecast: ingest what it needs, forecast, publish."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        _operate("nowcast", settings, domain, config, changes, as_json, use_prefect, reference_time=reference_time)
+        _operate("nowcast", settings, domain, changes, as_json, use_prefect, reference_time=reference_time)
 
 
 @app.command()
@@ -134,9 +134,7 @@ def backfill(
         settings = load_settings(config, changes, verbose)
         if end < start:
             raise typer.BadParameter(f"--to {end.isoformat()} lies before --from {start.isoformat()}")
-        _operate(
-            "backfill", settings, domain, config, changes, as_json, use_prefect, start=start, end=end, workers=workers
-        )
+        _operate("backfill", settings, domain, changes, as_json, use_prefect, start=start, end=end, workers=workers)
 
 
 @app.command()
@@ -153,7 +151,7 @@ def verify(
     """Score forecasts against the observations that have arrived. Without times: all of them."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        _operate("verify", settings, domain, config, changes, as_json, use_prefect, start=start, end=end)
+        _operate("verify", settings, domain, changes, as_json, use_prefect, start=start, end=end)
 
 
 @app.command()
@@ -174,12 +172,12 @@ def report(
         settings.domain(domain)
         arguments = {"start": start, "end": end, "out": str(folder) if folder else None}
         if _flows_wanted(settings, use_prefect):
-            page = _run_flow("report", settings, config, changes, use_prefect, domain=domain, **arguments)
-            out.print(f"page     {escape(page)}")
-            return
-        from pipeline import operations
+            page = _run_flow("report", settings, changes, domain=domain, **arguments)
+        else:
+            from pipeline import operations
 
-        console.print_page(operations.report(settings, domain, start, end, folder, now()), as_json)
+            page = operations.report(settings, domain, start, end, folder, now())
+        console.print_page(page, as_json)
 
 
 @app.command()
@@ -220,8 +218,8 @@ def train(
         except ValidationError as err:
             raise SettingsError("; ".join(f"--{e['loc'][0]} {e['input']}: {e['msg']}" for e in err.errors())) from err
         if _flows_wanted(settings, use_prefect):
-            made = _run_flow("train", settings, config, changes, use_prefect, domains=domains, request=request)
-            out.print(f"model    {escape(made)}")
+            result = _run_flow("train", settings, changes, domains=domains, request=request)
+            console.print_training(result, as_json)
             return
         with console.progress_bars(as_json) as progress:
 
@@ -243,14 +241,20 @@ def _flows_wanted(settings: Any, use_prefect: bool) -> bool:
     return use_prefect or server_answers(settings.prefect_api_url)
 
 
-def _run_flow(
-    name: str, settings: Any, config: Path | None, changes: list[str] | None, use_prefect: bool, **arguments: Any
-) -> Any:
+def _run_flow(name: str, settings: Any, changes: list[str] | None, **arguments: Any) -> Any:
     """Call the flow of that name in this process, against the server that answers or an embedded one."""
     from importlib import import_module
 
     from flows import prefect_link
+    from pipeline.errors import SettingsError
+    from pipeline.settings import hide_secrets
 
+    for change in changes or []:
+        if hide_secrets(change) != change:
+            raise SettingsError(
+                f"--set {hide_secrets(change)}: Prefect would store the password with the run's parameters; "
+                "give it in the environment, for example NOWCAST_CATALOG"
+            )
     api_url = settings.prefect_api_url if prefect_link.server_answers(settings.prefect_api_url) else None
     with prefect_link.prefect_settings(settings.root, api_url):
         flow = getattr(import_module(f"flows.{name}"), name)
@@ -262,6 +266,7 @@ def _run_flow(
 @app.command()
 def demo(
     root: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("nowcast-demo"),
+    config: UnusedConfig = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

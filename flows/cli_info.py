@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import console
-from flows.cli_options import AsJson, Changes, Config, load_settings
+from flows.cli_options import AsJson, Changes, Config, UnusedConfig, load_settings
 from flows.console import errors_to_exit_codes, out
 
 networks_app = typer.Typer(help="Architectures of the zoo.", no_args_is_help=True)
@@ -52,7 +52,7 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
 
 
 @networks_app.command("list")
-def networks_list(as_json: AsJson = False) -> None:
+def networks_list(config: UnusedConfig = None, as_json: AsJson = False) -> None:
     """Every network of the zoo: parameters, input and output (batch, time, channel, height, width)."""
     from models.zoo import ZOO, describe
 
@@ -79,7 +79,11 @@ def models_list(config: Config = None, changes: Changes = None, as_json: AsJson 
         rows: list[dict[str, Any]] = []
         for where, folder in places.items():
             for path in sorted(folder.glob("*/card.json")):
-                card = checkpoint.read_card(path.parent)
+                try:
+                    card = checkpoint.read_card(path.parent)
+                except checkpoint.CheckpointError as err:
+                    console.err.print(f"[red]damaged:[/] {escape(str(err))}")
+                    continue
                 rows.append(
                     {
                         "name": path.parent.name,
@@ -102,8 +106,8 @@ def models_list(config: Config = None, changes: Changes = None, as_json: AsJson 
 
 
 @models_app.command("show")
-def models_show(name: str, config: Config = None, changes: Changes = None) -> None:
-    """The card of a model: data, command, seed, scores, what it may be used for."""
+def models_show(name: str, config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
+    """The card of a model (JSON in any case): data, command, seed, loss, what it may be used for."""
     with errors_to_exit_codes():
         import dataclasses
 
@@ -119,13 +123,17 @@ def models_show(name: str, config: Config = None, changes: Changes = None) -> No
 
 
 @catalog_app.command("upgrade")
-def catalog_upgrade(config: Config = None, changes: Changes = None) -> None:
+def catalog_upgrade(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
     """Bring the catalog's schema to this version."""
     with errors_to_exit_codes():
         from pipeline.catalog import upgrade
 
         settings = load_settings(config, changes)
-        out.print(f"the catalog has schema {upgrade(settings.catalog)}")
+        version = upgrade(settings.catalog)
+        if as_json:
+            console.print_json({"schema": version})
+        else:
+            out.print(f"the catalog has schema {version}")
 
 
 @catalog_app.command("rebuild")

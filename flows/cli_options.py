@@ -22,6 +22,9 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else NOWCAST_CONFIG, else nowcast.toml here.", show_default=False),
 ]
+UnusedConfig = Annotated[
+    Path | None, typer.Option("--config", help="Accepted after every command; this one needs no settings.", hidden=True)
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set root=/data.", show_default=False),

@@ -40,9 +40,7 @@ def prefect_settings(root: Path, api_url: str | None) -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # the heartbeat thread is joined for a second at the end of every flow
-    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-    if api_url is not None:
-        changes[PREFECT_API_URL] = api_url
+    changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_URL: api_url}
     with temporary_settings(changes):
         yield
 

@@ -8,6 +8,7 @@ from prefect import flow
 from flows.artifacts import publish_page
 from flows.prefect_link import as_task
 from pipeline import operations
+from pipeline.operations import PageWritten
 from pipeline.settings import load
 
 
@@ -19,11 +20,11 @@ def report(
     out: str | None = None,
     config: str | None = None,
     changes: dict[str, str] | None = None,
-) -> str:
-    """Write the verification page of a domain; returns its path."""
+) -> PageWritten:
+    """Write the verification page of a domain; returns where it lies."""
     settings = load(Path(config) if config else None, changes)
     folder = Path(out) if out else None
-    written = as_task(operations.report)(settings, domain, start, end, folder, datetime.now(UTC))
+    written: PageWritten = as_task(operations.report)(settings, domain, start, end, folder, datetime.now(UTC))
     tables = "\n\n".join(f"{key}\n{text}" for key, text in written.headlines.items())
     publish_page(domain, written.page, tables)
-    return str(written.page)
+    return written

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
@@ -17,8 +18,7 @@ def train(
     request: TrainingRequest,
     config: str | None = None,
     changes: dict[str, str] | None = None,
-) -> str:
-    """Train and write a checkpoint; returns its folder."""
+) -> Any:
+    """Train and write a checkpoint; returns where it lies and how it was made."""
     settings = load(Path(config) if config else None, changes)
-    result = as_task(operations.train)(settings, domains, request, datetime.now(UTC))
-    return str(result.folder)
+    return as_task(operations.train)(settings, domains, request, datetime.now(UTC))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,21 @@ class Card:
 
 
 def save(folder: Path, network: nn.Module, card: Card) -> Card:
-    """Write weights, then the card that names their checksum; return that card."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights and the card that names their checksum, both or neither; return that card.
+
+    Raises:
+        CheckpointError: the folder exists; a model that forecasts were made with is never overwritten.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; choose another name")
     weights = save_tensors({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
     card = Card(**{**asdict(card), "sha256": hashlib.sha256(weights).hexdigest()})
-    (folder / "weights.safetensors").write_bytes(weights)
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    half = folder.with_name(f".{folder.name}.{os.getpid()}")
+    half.mkdir(parents=True)
+    (half / "weights.safetensors").write_bytes(weights)
+    text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
+    (half / "card.json").write_text(text, encoding="utf-8")
+    half.rename(folder)
     return card
 
 
@@ -97,9 +107,17 @@ def read_card(folder: Path) -> Card:
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path}: card format {version!r}, this version reads {FORMAT_VERSION}")
     try:
-        return Card(**data)
+        card = Card(**data)
     except TypeError as err:
         raise CheckpointError(f"{path}: {err}") from err
+    numbers = [card.dbz_min, card.dbz_max, *_list(card.cadences_minutes), *_list(card.spacing_m)]
+    if not all(isinstance(n, int | float) for n in numbers) or len(_list(card.spacing_m)) != 2:
+        raise CheckpointError(f"{path}: scale, cadences_minutes and spacing_m [smallest, largest] must be numbers")
+    return card
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def load(folder: Path) -> tuple[nn.Module, Card]:

@@ -3,6 +3,7 @@
 SQLite is embedded, for one machine. Times are whole seconds since 1970 (instants of the axis) or floats (wall clock).
 """
 
+import logging
 import os
 import socket
 import threading
@@ -19,10 +20,13 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.errors import LeaseLost, StoreUnavailable
 from pipeline.settings import hide_secrets
+from pipeline.storage import process_lives
+
+log = logging.getLogger(__name__)
 
 SCHEMA = "0001"
 LEASE_S = 30.0
-BUSY_S = 30.0
+BUSY_S = 10.0
 
 metadata = sa.MetaData()
 
@@ -41,7 +45,7 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        "state": sa.String(20),  # framed, duplicate, off_axis or quarantined
+        "state": sa.String(20),  # framed, duplicate, off_axis, quarantined, future or unreadable
         "reason": sa.Text,
     },
 )
@@ -149,9 +153,12 @@ class Catalog:
         stop = threading.Event()
 
         def renew() -> None:
-            while not stop.wait(LEASE_S / 3):
-                if not lease.renew():
-                    return
+            while not stop.wait(LEASE_S / 6):
+                try:
+                    if not lease.renew():
+                        return
+                except StoreUnavailable as err:
+                    log.warning("the lease %s could not be renewed, trying again: %s", name, err)
 
         keeper = threading.Thread(target=renew, name=f"lease {name}", daemon=True)
         keeper.start()
@@ -237,7 +244,7 @@ def from_seconds(value: float) -> datetime:
 
 def schema_version(engine: sa.Engine) -> str | None:
     """Version of the catalog's schema; None if it has no tables yet."""
-    with engine.connect() as connection:
+    with engine.connect().execution_options(reading=True) as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
@@ -248,6 +255,7 @@ def upgrade(url: str) -> str:
     """Bring the schema to this version; several processes may ask at once. Returns the version."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     engine = _engine(url)
     try:
@@ -256,7 +264,7 @@ def upgrade(url: str) -> str:
         with engine.begin() as connection:  # holds SQLite's write lock, so the others wait and then find the tables
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except SQLAlchemyError as err:
+    except (SQLAlchemyError, CommandError) as err:
         cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
         raise StoreUnavailable(f"the catalog {hide_secrets(url)} cannot be upgraded: {cause}") from err
     finally:
@@ -310,10 +318,4 @@ def _ended_here(owner: str) -> bool:
     host, _, pid = owner.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return not process_lives(int(pid))

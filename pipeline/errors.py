@@ -13,6 +13,10 @@ class BadInput(NowcastError):
     """A received file cannot be used. It is quarantined with this text; the rest goes on."""
 
 
+class DamagedFrame(NowcastError):
+    """An object of the archive cannot be decoded; the frame counts as missing."""
+
+
 class NotForecast(NowcastError):
     """A cycle issues no forecast; the text is the recorded reason."""
 

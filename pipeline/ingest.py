@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
-from pipeline.errors import BadInput
-from pipeline.frames.archive import Archive
+from pipeline.errors import BadInput, NowcastError
+from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
 from pipeline.settings import Domain, NativeGrid
 from pipeline.sources import RainField, Source, VolumeRef, open_source
@@ -30,15 +30,27 @@ FUTURE_TOLERANCE = timedelta(minutes=2)
 Progress = Callable[[int, int], None]
 
 
+# a volume in one of these states is looked at again at every ingest
+RETRIED = ("future", "unreadable")
+
+
 @dataclass
 class IngestResult:
-    """What one ingest did. ``quarantined`` pairs keys with reasons."""
+    """What one ingest did. ``quarantined`` pairs keys with reasons, also of files that will be tried again."""
 
     framed: int = 0
     unchanged: int = 0
     duplicates: int = 0
     off_axis: int = 0
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _LaterPerhaps(Exception):
+    """The item may be usable another time: ``state`` is one of RETRIED."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
 
 
 def ingest(
@@ -50,42 +62,48 @@ def ingest(
     now: datetime,
     progress: Progress = lambda done, total: None,
 ) -> IngestResult:
-    """Take in everything with a nominal time in [start, end] that is not known yet.
+    """Take in everything for the slots in [start, end] that is not known yet.
 
     Safe to run twice, and by several processes at once: a frame is one object, its row is the last thing written.
 
     Raises:
         StoreUnavailable: the source, the archive or the catalog cannot be used.
+        SettingsError: the archive was made with other settings.
     """
     source = open_source(domain)
     archive = Archive(store, domain)
+    archive.source()  # other settings are an error before anything is done
     result = IngestResult()
+    listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
+    refs = [ref for ref in listed if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end]
     known = {(row["key"], row["etag"]) for row in _known_volumes(catalog, domain, start, end)}
-    refs = source.list(start, end)
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
     with store.scratch() as folder:
         for n, ref in enumerate(fresh):
-            _ingest_one(domain, store, catalog, source, archive, ref, folder, now, result)
+            _ingest_one(_Ingest(domain, store, catalog, source, archive, folder, now, result), ref)
             progress(n + 1, len(fresh))
     return result
 
 
-def _ingest_one(
-    domain: Domain,
-    store: Store,
-    catalog: Catalog,
-    source: Source,
-    archive: Archive,
-    ref: VolumeRef,
-    folder: Path,
-    now: datetime,
-    result: IngestResult,
-) -> None:
-    sha256 = ""
-    path: Path | None = None
+@dataclass(frozen=True)
+class _Ingest:
+    """What the steps of one ingest share."""
+
+    domain: Domain
+    store: Store
+    catalog: Catalog
+    source: Source
+    archive: Archive
+    folder: Path
+    now: datetime
+    result: IngestResult
+
+
+def _ingest_one(job: _Ingest, ref: VolumeRef) -> None:
+    """Frame one item, or record why not; either way the next one follows."""
     volume: Row = {
-        "domain": domain.name,
+        "domain": job.domain.name,
         "key": ref.key,
         "etag": ref.etag,
         "nominal_time": times.seconds(ref.nominal_time),
@@ -95,53 +113,76 @@ def _ingest_one(
         "state": "framed",
         "reason": "",
     }
-    try:
-        slot = times.nearest_slot(ref.nominal_time, domain.cadence)
-        if abs(ref.nominal_time - slot) > AXIS_TOLERANCE:
-            volume.update(state="off_axis", reason=f"{times.iso(ref.nominal_time)} is not on the axis")
-            result.off_axis += 1
-            _record(catalog, volume, None)
-            return
-        if ref.nominal_time > now + FUTURE_TOLERANCE:
-            raise BadInput(f"{ref.key}: dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(now)})")
-        path = source.fetch(ref, folder)
-        sha256 = _sha256(path)
-        volume["sha256"] = sha256
-        field = source.decode(path)
-        frame, removed = _checked_frame(ref, field, domain)
-    except (BadInput, OSError) as err:
-        reason = str(err) if isinstance(err, BadInput) else f"{ref.key}: cannot be read: {err.strerror or err}"
-        _quarantine(store, catalog, domain, ref, volume, path, sha256, reason, now)
-        result.quarantined.append((ref.key, reason))
+    slot = times.nearest_slot(ref.nominal_time, job.domain.cadence)
+    if abs(ref.nominal_time - slot) > AXIS_TOLERANCE:
+        job.result.off_axis += 1
+        _record(job, volume | {"state": "off_axis", "reason": f"{times.iso(ref.nominal_time)} is not on the axis"})
         return
-    coverage = float(frame.observed.mean())
-    standing = _standing_frame(catalog, domain, slot)
+    path: Path | None = None
+    try:
+        if ref.nominal_time > job.now + FUTURE_TOLERANCE:
+            dated = f"dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(job.now)})"
+            raise _LaterPerhaps("future", f"{ref.key}: {dated}")
+        path = _fetch(job, ref)
+        volume["sha256"] = _sha256(path)
+        _frame(job, ref, volume, slot, job.source.decode(path))
+    except _LaterPerhaps as err:
+        log.warning("%s", err)
+        job.result.quarantined.append((ref.key, str(err)))
+        _record(job, volume | {"state": err.state, "reason": str(err)})
+    except BadInput as err:
+        _quarantine(job, ref, volume, path, str(err))
+    except (NowcastError, MemoryError):
+        raise
+    except Exception as err:
+        # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
+        log.exception("decoding %s failed", ref.key)
+        _quarantine(job, ref, volume, path, f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
+
+
+def _fetch(job: _Ingest, ref: VolumeRef) -> Path:
+    try:
+        path = job.source.fetch(ref, job.folder)
+        with path.open("rb"):
+            return path
+    except OSError as err:
+        raise _LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {err.strerror or err}") from err
+
+
+def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: RainField) -> None:
+    """Archive the frame of a decoded item, unless a more complete one stands."""
+    domain = job.domain
+    frame, removed = _checked_frame(ref, field, domain)
+    coverage, offset = float(frame.observed.mean()), (ref.nominal_time - slot).total_seconds()
+    standing = _standing_frame(job.catalog, domain, slot)
     if standing is not None and standing["source_key"] not in ("", ref.key):
-        # a second item for an instant: the more complete one stands, the first at a tie
-        better = coverage > standing["coverage"]
-        volume.update(
-            state="framed" if better else "duplicate",
-            reason=f"{times.iso(slot)} was framed from {standing['source_key']}, coverage {standing['coverage']:.3f}",
-        )
+        # of two items for an instant the more complete one stands, then the nearer one, then the first
+        better = (coverage, -abs(offset)) > (standing["coverage"], -abs(standing["offset_s"]))
+        reason = f"{times.iso(slot)} was framed from {standing['source_key']}, coverage {standing['coverage']:.3f}"
         if not better:
-            result.duplicates += 1
-            _record(catalog, volume, None)
+            job.result.duplicates += 1
+            _record(job, volume | {"state": "duplicate", "reason": reason})
             return
+        volume["reason"] = reason
     grid = field.grid.coarsened(domain.grid.coarsen) if isinstance(domain.grid, NativeGrid) else field.grid
-    digest = archive.write(slot, frame, grid, drizzle_floor(field.smallest_rate_mm_h))
+    made_from = FrameSource(grid, drizzle_floor(field.smallest_rate_mm_h), field.interval_s)
+    try:
+        digest = job.archive.write(slot, frame, made_from)
+    except BadInput as err:
+        raise BadInput(f"{ref.key}: {err}") from err
     row = {
         "domain": domain.name,
         "valid_time": times.seconds(slot),
         "sha256": digest,
         "source_key": ref.key,
         "arrived_at": ref.arrived_at.timestamp(),
-        "offset_s": (ref.nominal_time - slot).total_seconds(),
+        "offset_s": offset,
         "coverage": coverage,
         "echo": float((frame.state == ECHO).mean()),
         "removed": removed,
     }
-    _record(catalog, volume, row)
-    result.framed += 1
+    _record(job, volume, row)
+    job.result.framed += 1
 
 
 def _checked_frame(ref: VolumeRef, field: RainField, domain: Domain) -> tuple[Frame, float]:
@@ -159,43 +200,34 @@ def _checked_frame(ref: VolumeRef, field: RainField, domain: Domain) -> tuple[Fr
     return frame, removed
 
 
-def _quarantine(
-    store: Store,
-    catalog: Catalog,
-    domain: Domain,
-    ref: VolumeRef,
-    volume: Row,
-    path: Path | None,
-    sha256: str,
-    reason: str,
-    now: datetime,
-) -> None:
-    """Keep the bytes (if they could be read) and the reason."""
+def _quarantine(job: _Ingest, ref: VolumeRef, volume: Row, path: Path | None, reason: str) -> None:
+    """Keep the bytes (if they were fetched) and the reason."""
     log.warning("quarantined: %s", reason)
     kept = ""
-    if path is not None and path.is_file() and sha256:
-        target = store.quarantine(domain.name, ref.key, sha256)
-        with store.publish(target) as temporary:
+    if path is not None and volume["sha256"]:
+        target = job.store.quarantine(job.domain.name, ref.key, volume["sha256"])
+        with job.store.publish(target) as temporary:
             shutil.copyfile(path, temporary)
-        kept = store.relative(target)
-    volume.update(state="quarantined", reason=reason)
-    store.append_journal(
-        now, {"event": "quarantined", "volume": volume, "reason": reason, "kept": kept, "domain": domain.name}
+        kept = job.store.relative(target)
+    volume = volume | {"state": "quarantined", "reason": reason}
+    job.store.append_journal(
+        job.now, {"event": "quarantined", "volume": volume, "reason": reason, "kept": kept, "domain": job.domain.name}
     )
-    _record(catalog, volume, None)
+    job.result.quarantined.append((ref.key, reason))
+    _record(job, volume)
 
 
-def _record(catalog: Catalog, volume: Row, frame: Row | None) -> None:
-    with catalog.write() as connection:
-        catalog.upsert(connection, tables.volumes, [volume])
+def _record(job: _Ingest, volume: Row, frame: Row | None = None) -> None:
+    with job.catalog.write() as connection:
+        job.catalog.upsert(connection, tables.volumes, [volume])
         if frame is not None:
-            catalog.upsert(connection, tables.frames, [frame])
+            job.catalog.upsert(connection, tables.frames, [frame])
 
 
 def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
     v = tables.volumes.c
-    inside = v.nominal_time.between(times.seconds(start), times.seconds(end))
-    return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside))
+    inside = v.nominal_time.between(times.seconds(start - AXIS_TOLERANCE), times.seconds(end + AXIS_TOLERANCE))
+    return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, v.state.not_in(RETRIED)))
 
 
 def _standing_frame(catalog: Catalog, domain: Domain, slot: datetime) -> Row | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,10 +88,9 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
     except ModelRefused as err:
         refused = str(err)
         log.warning("model refused, optical flow serves: %s", refused)
-    name = domain.model.rstrip("/").rsplit("/", 1)[-1]
     return Methods(
         model=Forecaster(network, threads=threads) if network is not None else None,
-        model_name=name,
+        model_name=domain.model_name,
         model_checksum=checksum,
         refused=refused,
         optical_flow=Forecaster(OpticalFlow(), threads=threads),
@@ -156,11 +156,12 @@ def issue(
     with ExitStack() as held:
         sequences: dict[datetime, tuple[InputSequence, Lease, float]] = {}
         for time in reference_times:
+            lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
             standing = _standing(catalog, domain, kind, time)
             if standing is not None and standing["state"] == "published":
                 outcomes[time] = _outcome(standing, "unchanged")
+                _point_latest(store, catalog, domain, standing)
                 continue
-            lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
             if lease is None:
                 outcomes[time] = Outcome(time, "held", reason="another process works on it")
                 continue
@@ -168,19 +169,22 @@ def issue(
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
                     sequence = read_sequence(archive, domain, time)
+                    adopted = _adopt(domain, store, catalog, lease, sequence, kind)
                 except NotForecast as err:
                     outcomes[time] = _skip(domain, store, catalog, lease, time, kind, now, str(err))
                     continue
+                except LeaseLost as err:
+                    outcomes[time] = Outcome(time, "held", reason=str(err))
+                    continue
                 if sequence.is_frozen:
                     log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
-                adopted = _adopt(domain, store, catalog, lease, sequence, kind)
             if adopted is not None:
                 outcomes[time] = adopted
                 continue
             sequences[time] = (sequence, lease, clock.perf_counter() - started)
         started = clock.perf_counter()
         made_from = [sequence for sequence, _, _ in sequences.values()]
-        forecasts = _forecast(domain, load(made_from[0].grid.spacing_m), made_from) if made_from else []
+        forecasts = _forecast(domain, load(made_from[0].source.grid.spacing_m), made_from) if made_from else []
         share = (clock.perf_counter() - started) / max(len(sequences), 1)
         for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
             stages = {"read": reading, "forecast": share}
@@ -193,6 +197,10 @@ def issue(
     return [outcomes[time] for time in reference_times]
 
 
+# frames (lead, rows, columns) uint8, and the cells that are extrapolated inflow
+_Run = tuple[Pixels, NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class _Made:
     """Forecasts of one cycle: the one to publish, and the baselines beside it."""
@@ -202,21 +210,33 @@ class _Made:
 
 
 def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[_Made]:
-    model: list[tuple[Pixels, NDArray[np.bool_]] | None] = [None] * len(sequences)
     reasons = [_why_not_model(methods, sequence) for sequence in sequences]
     ready = [n for n, reason in enumerate(reasons) if not reason]
-    if ready and methods.model is not None:
-        try:
-            for n, made in zip(ready, _run(methods.model, domain, [sequences[n] for n in ready]), strict=True):
-                model[n] = made
-        except (RuntimeError, MemoryError) as err:
-            log.exception("the model failed; the fallback serves")
-            for n in ready:
-                reasons[n] = f"model {methods.model_name} failed: {(str(err).splitlines() or ['?'])[0]}"
-    return [
-        _choose(domain, methods, sequence, network, reason)
-        for sequence, network, reason in zip(sequences, model, reasons, strict=True)
-    ]
+    networks: dict[int, _Run] = {}
+    if methods.model is not None:
+        made, failures = _try(methods.model, domain, [sequences[n] for n in ready], methods.model_name)
+        for n, network, failure in zip(ready, made, failures, strict=True):
+            if network is None:
+                reasons[n] = failure
+            else:
+                networks[n] = network
+    return [_choose(domain, methods, sequence, networks.get(n), reasons[n]) for n, sequence in enumerate(sequences)]
+
+
+def _try(
+    forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], name: str, newest: int | None = None
+) -> tuple[list["_Run | None"], list[str]]:
+    """Run a method on a batch; if that fails, one by one, so that a bad cycle does not harm its company."""
+    if not sequences:
+        return [], []
+    try:
+        return list(_run(forecaster, domain, sequences, newest)), [""] * len(sequences)
+    except (RuntimeError, MemoryError) as err:
+        log.exception("%s failed on %d cycles", name, len(sequences))
+        if len(sequences) == 1:
+            return [None], [f"{name} failed: {(str(err).splitlines() or [type(err).__name__])[0]}"]
+    singly = [_try(forecaster, domain, [sequence], name, newest) for sequence in sequences]
+    return [made[0] for made, _ in singly], [failures[0] for _, failures in singly]
 
 
 def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
@@ -228,25 +248,21 @@ def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
     return ""
 
 
-def _choose(
-    domain: Domain,
-    methods: Methods,
-    sequence: InputSequence,
-    network: tuple[Pixels, NDArray[np.bool_]] | None,
-    reason: str,
-) -> _Made:
+def _choose(domain: Domain, methods: Methods, sequence: InputSequence, network: "_Run | None", reason: str) -> _Made:
     """The fallback chain, the only place where it is decided."""
     present = [t not in sequence.missing_times for t in _instants(domain, sequence)]
     recent = next((n for n, there in enumerate(reversed(present)) if not there), len(present))
-    flow = _run(methods.optical_flow, domain, [sequence], recent)[0] if recent >= 2 else None
+    flow: _Run | None = None
+    flow_failure = "optical flow needs the two newest frames"
+    if recent >= 2:
+        (flow,), (flow_failure,) = _try(methods.optical_flow, domain, [sequence], OPTICAL_FLOW, recent)
     last = _run(methods.last_frame, domain, [sequence])[0]
-    method, checksum = methods.model_name, methods.model_checksum
-    chosen = network
-    if chosen is None and flow is not None:
-        method, checksum, chosen = OPTICAL_FLOW, "", flow
+    method, checksum, chosen = methods.model_name, methods.model_checksum, network
     if chosen is None:
+        method, checksum, chosen = OPTICAL_FLOW, "", flow
+    if chosen is None or domain.model == LAST_FRAME:
         method, checksum, chosen = LAST_FRAME, "", last
-        reason += "; optical flow needs the two newest frames"
+        reason = "; ".join(text for text in (reason, flow_failure) if text)
     pixels, extrapolated = chosen
     state = product.lead_states(pixels, sequence.observed[-1], extrapolated)
     frames = product.ForecastFrames(pixels, state, method, checksum, reason)
@@ -260,7 +276,7 @@ def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
 
 def _run(
     forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], newest: int | None = None
-) -> list[tuple[Pixels, NDArray[np.bool_]]]:
+) -> list["_Run"]:
     """Forecast frames (lead, rows, columns) and the cells that are extrapolated inflow, from the ``newest`` frames.
 
     Dry input is a forecast of no rain. Rain below the drizzle floor and outside the coverage is none.
@@ -275,7 +291,7 @@ def _run(
         forecast = forecaster.predict(pixels[wet], observed[wet], domain.leads)
         made[wet], flags[wet] = forecast.pixels[:, :, 0], forecast.extrapolated
     for n, sequence in enumerate(sequences):
-        floor = pixel_of_rate(sequence.floor_mm_h, domain.zr, domain.scale)
+        floor = pixel_of_rate(sequence.source.drizzle_floor_mm_h, domain.zr, domain.scale)
         made[n][made[n] < floor] = 0
         made[n][:, ~sequence.observed[-1]] = 0
     return list(zip(made, flags, strict=True))
@@ -292,29 +308,33 @@ def _publish(
     now: datetime,
     stages: dict[str, float],
 ) -> Outcome:
-    """Bytes durable, then the catalog row under the lease, then ``latest``."""
+    """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` comes last."""
     started = clock.perf_counter()
     time = sequence.reference_time
     identity = product.Identity(time, kind, 1, now)
     path = store.product(domain.name, kind, time, identity.revision)
+    beside = store.baselines(path)
     baselines = product.build_baselines(made.baselines, domain.leads, sequence.pixels.shape[-2:])
-    with store.publish(store.baselines(path)) as temporary:
-        packing.write(baselines, temporary)
-    with store.publish(path) as temporary:
-        packing.write(product.build(domain, sequence, made.frames, identity), temporary)
-    stages = {**stages, "write": clock.perf_counter() - started}
-    row = cycle_row(domain, store, path, now.timestamp(), stages)
-    _commit(catalog, lease, row)
-    if kind == "issued":
-        _point_latest(store, domain, time, row)
+    with store.new_file(path) as new_product, store.new_file(beside) as new_baselines:
+        packing.write(baselines, new_baselines)
+        packing.write(product.build(domain, sequence, made.frames, identity), new_product)
+        row = cycle_row(domain, store.relative(path), new_product, new_baselines)
+        stages = {**stages, "write": clock.perf_counter() - started}
+        row |= {"issue_time": now.timestamp(), "stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
+        with catalog.write() as connection:
+            lease.check(connection)
+            store.put(new_baselines, beside)
+            store.put(new_product, path)
+            catalog.upsert(connection, tables.cycles, [row])
+    _point_latest(store, catalog, domain, row)
     return _outcome(row, "published")
 
 
-def cycle_row(domain: Domain, store: Store, path: Any, issue_time: float, stages: dict[str, float]) -> Row:
-    """The catalog row of a product on disk, from the file itself.
+def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
+    """The catalog row of a product, from the file and its companion; both are read back whole.
 
     Raises:
-        ValueError, OSError: the file or its companion is not whole.
+        ValueError, OSError: one of them is not whole.
     """
     data = packing.read_packed(path)
     correlation = str(data.attrs["input_correlation"])
@@ -326,14 +346,14 @@ def cycle_row(domain: Domain, store: Store, path: Any, issue_time: float, stages
         "state": "published",
         "method": str(data.attrs["method"]),
         "reason": str(data.attrs["fallback_reason"]),
-        "path": store.relative(path),
-        "content_digest": packing.read_digest(path),
-        "baselines_digest": packing.read_digest(store.baselines(path)),
+        "path": relative,
+        "content_digest": packing.checked_digest(data, path),
+        "baselines_digest": packing.checked_digest(packing.read_packed(baselines), baselines),
         "inputs_digest": str(data.attrs["inputs_digest"]),
         "model_checksum": str(data.attrs["model_checksum_sha256"]),
         "correlation": float(correlation) if correlation else None,
-        "issue_time": issue_time,
-        "stages": json.dumps({k: round(v, 4) for k, v in stages.items()}),
+        "issue_time": path.stat().st_mtime,
+        "stages": "",
         "verified": "",
         "verified_reason": "",
         "observations_digest": "",
@@ -348,10 +368,11 @@ def _adopt(
     if not path.is_file():
         return None
     try:
-        row = cycle_row(domain, store, path, path.stat().st_mtime, {})
+        row = cycle_row(domain, store.relative(path), path, store.baselines(path))
     except (OSError, ValueError, KeyError):
         return None  # not whole; it is made again
     _commit(catalog, lease, row)
+    _point_latest(store, catalog, domain, row)
     log.info("adopted %s", path.name)
     return _outcome(row, "published")
 
@@ -381,7 +402,10 @@ def _skip(
     standing = _standing(catalog, domain, kind, time)
     if standing is None or standing["reason"] != reason:
         store.append_journal(now, {"event": "skipped", "cycle": row})
-        _commit(catalog, lease, row)
+        try:
+            _commit(catalog, lease, row)
+        except LeaseLost as err:
+            return Outcome(time, "held", reason=str(err))
     return Outcome(time, "skipped", reason=reason)
 
 
@@ -391,18 +415,21 @@ def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
         catalog.upsert(connection, tables.cycles, [row])
 
 
-def _point_latest(store: Store, domain: Domain, time: datetime, row: Row) -> None:
-    """Move the hint forward, never backward."""
+def _point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
+    """Move the hint to an issued product forward, never backward; the catalog's write lock keeps two apart."""
+    if row["kind"] != "issued":
+        return
     path = store.latest(domain.name)
-    if path.is_file():
+    time = tables.from_seconds(row["reference_time"])
+    with catalog.write():
         try:
-            if times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
+            if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
                 return
         except (ValueError, KeyError):
             log.warning("%s is damaged and is written again", path)
-    with store.publish(path) as temporary:
-        hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
-        temporary.write_text(json.dumps(hint) + "\n")
+        with store.publish(path) as temporary:
+            hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
+            temporary.write_text(json.dumps(hint) + "\n")
 
 
 def _standing(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:

@@ -74,10 +74,12 @@ def ingest(
 ) -> Report:
     """Take in what the source holds; without times all of it (of a synthetic source, the last day)."""
     domain = settings.domain(domain_name)
-    if start is None:
-        start = now - timedelta(days=1) if domain.source.kind == "synthetic" else times.EPOCH
+    endless = domain.source.kind == "synthetic"
+    # a file dated in the future is not taken in, but it is said that it is there
+    start = start or (now - timedelta(days=1) if endless else times.EPOCH)
+    end = end or (now if endless else now + timedelta(days=36500))
     report = Report(domain_name)
-    _timed(report, "ingest", step(_ingest), settings, domain, start, end or now, now, progress, report)
+    _timed(report, "ingest", step(_ingest), settings, domain, start, end, now, progress, report)
     return report
 
 
@@ -102,12 +104,14 @@ def run(
         )
     if newest > now:
         raise NotForecast(f"{times.iso(newest)} is after now ({times.iso(now)}): its frame cannot exist yet")
-    start = newest - (domain.input_frames - 1) * domain.cadence
-    _timed(report, "ingest", step(_ingest), settings, domain, start, newest, now, progress, report)
+    before = (domain.input_frames - 1) * domain.cadence
+    # without a time the newest frame decides, which may be as old as a forecast that still reaches into the future
+    first = newest - (domain.horizon if reference_time is None else timedelta(0))
+    _timed(report, "ingest", step(_ingest), settings, domain, first - before, newest, now, progress, report)
     if reference_time is None:
-        recent = [t for t in times.slots(start, now, domain.cadence) if _has_frame(settings, domain, t)]
+        recent = [t for t in times.slots(first, now, domain.cadence) if _has_frame(settings, domain, t)]
         if not recent:
-            report.notes.append(f"nothing due: no frame of {domain_name} since {times.iso(start)}")
+            report.notes.append(f"nothing due: no frame of {domain_name} since {times.iso(first)}")
             return report
         reference_time = recent[-1]
     kind = "issued" if now < reference_time + domain.horizon else "hindcast"
@@ -261,7 +265,7 @@ def _ingest(
     result = ingest_window(domain, store, catalog, start, end, now, lambda done, total: progress("ingest", done, total))
     catalog.close()
     report.ingest = result
-    report.problems += [f"quarantined {reason}" for _, reason in result.quarantined]
+    report.problems = [reason for _, reason in result.quarantined]
     return report
 
 
@@ -279,7 +283,7 @@ def _issue(
     states: Counter[str] = Counter()
     methods: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    products = []
+    products, problems = [], list(report.problems)
     done = 0
     for outcomes in _issue_chunks(settings, domain, chunks, kind, now, min(workers, len(chunks))):
         for outcome in outcomes:
@@ -290,11 +294,12 @@ def _issue(
                 if outcome.reason:
                     reasons[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
             else:
-                report.problems.append(f"{outcome.state} {times.iso(outcome.reference_time)}: {outcome.reason}")
+                problems.append(f"{outcome.state} {times.iso(outcome.reference_time)}: {outcome.reason}")
         done += len(outcomes)
         progress("nowcast", done, len(reference_times))
     report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)
-    report.notes += [f"{count} x {reason}" for reason, count in reasons.items()]
+    report.problems = problems
+    report.notes = [f"{count} x {reason}" for reason, count in reasons.items()]
     return report
 
 
@@ -360,6 +365,10 @@ def _verify(
 
 
 def _has_frame(settings: Settings, domain: Domain, time: datetime) -> bool:
+    from pipeline.errors import DamagedFrame
     from pipeline.frames.archive import Archive
 
-    return Archive(Store(settings.root), domain).read(time) is not None
+    try:
+        return Archive(Store(settings.root), domain).read(time) is not None
+    except DamagedFrame:
+        return False

@@ -75,7 +75,15 @@ def read_digest(path: Path) -> str:
     Raises:
         ValueError: the content does not have the recorded digest.
     """
-    dataset = read_packed(path)
+    return checked_digest(read_packed(path), path)
+
+
+def checked_digest(dataset: xr.Dataset, path: Path) -> str:
+    """The recorded digest of a file that was read with ``read_packed``, checked against its content.
+
+    Raises:
+        ValueError: the content does not have the recorded digest.
+    """
     recorded = str(dataset.attrs.get("content_digest", ""))
     if content_digest(dataset) != recorded:
         raise ValueError(f"{path} does not have the content its digest {recorded[:12]} promises")

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import packing, times
 from pipeline.catalog import Catalog, Row
+from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.nowcast import cycle_row
@@ -44,7 +45,7 @@ def rebuild(
     journal = list(store.read_journal())
     for domain in domains:
         rows: dict[sa.Table, list[Row]] = {
-            tables.frames: _frames(domain, store, progress),
+            tables.frames: _frames(domain, store, result, progress),
             tables.cycles: _cycles(domain, store, result),
             tables.scores: _scores(domain, store, result),
             tables.volumes: [],
@@ -75,12 +76,16 @@ def rebuild(
     return result
 
 
-def _frames(domain: Domain, store: Store, progress: Callable[[str, int, int], None]) -> list[Row]:
+def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[str, int, int], None]) -> list[Row]:
     archive = Archive(store, domain)
     held = archive.times()
     rows = []
     for n, time in enumerate(held):
-        frame = archive.read(time)
+        try:
+            frame = archive.read(time)
+        except DamagedFrame as err:
+            result.damaged.append((times.iso(time), str(err)))
+            continue
         progress(domain.name, n + 1, len(held))
         if frame is None:
             continue
@@ -106,7 +111,7 @@ def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
         if path.name.endswith(".baselines.nc"):
             continue
         try:
-            rows.append(cycle_row(domain, store, path, path.stat().st_mtime, {}))
+            rows.append(cycle_row(domain, store.relative(path), path, store.baselines(path)))
         except (OSError, ValueError, KeyError) as err:
             result.damaged.append((store.relative(path), str(err)))
     return rows

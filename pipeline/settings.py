@@ -3,6 +3,7 @@
 Precedence: option (``--set``) > environment (``NOWCAST_*``) > ``nowcast.toml`` > default.
 """
 
+import math
 import os
 import re
 import tomllib
@@ -30,6 +31,7 @@ from pipeline.errors import SettingsError
 
 CONFIG_NAME = "nowcast.toml"
 SAMPLE_DATA_DEFAULT = "../shared/data"
+DRIZZLE_FLOOR_MM_H = 0.1
 # read elsewhere, not keys of the settings file
 RESERVED_ENVIRONMENT = {"NOWCAST_CONFIG", "NOWCAST_SAMPLE_DATA"}
 
@@ -151,6 +153,11 @@ class Domain(_Frozen):
         return self.lead_frames or 120 // self.cadence_minutes
 
     @property
+    def model_name(self) -> str:
+        """The model's name, also where ``model`` is a path."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def horizon(self) -> timedelta:
         """The last lead time."""
         return self.leads * self.cadence
@@ -158,7 +165,7 @@ class Domain(_Frozen):
     @field_validator("thresholds_mm_h")
     @classmethod
     def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not values or any(v < 0.1 for v in values) or list(values) != sorted(set(values)):
+        if not values or any(v < DRIZZLE_FLOOR_MM_H for v in values) or list(values) != sorted(set(values)):
             raise ValueError("must rise strictly and start at 0.1 mm/h (the drizzle floor) or above")
         return values
 
@@ -169,6 +176,20 @@ class Domain(_Frozen):
                 "grid: a gridded source keeps its own grid ({native = true, coarsen = N}); "
                 "any other source needs {crs, shape, spacing_m, centre}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pixels_can_tell(self) -> Self:
+        span = self.scale.dbz_max - self.scale.dbz_min
+        if span < 26:
+            raise ValueError("scale: dbz_max - dbz_min must be at least 26 dB, so that a pixel is more than 0.1 dB")
+        for rate in (DRIZZLE_FLOOR_MM_H, *self.thresholds_mm_h):
+            dbz = 10 * math.log10(self.zr.a) + 10 * self.zr.b * math.log10(rate)
+            if not span / 255 <= dbz - self.scale.dbz_min <= span - span / 255:
+                raise ValueError(
+                    f"{rate:g} mm/h is not between the ends of the scale {self.scale.dbz_min:g} to "
+                    f"{self.scale.dbz_max:g} dBZ with Z = {self.zr.a:g} R^{self.zr.b:g}"
+                )
         return self
 
 
@@ -231,9 +252,13 @@ def load(
         values[key] = _Value(_parse_text(text), "option")
     base = (path.parent if path is not None else Path.cwd()).resolve()
     tree = _unflatten(values)
-    root = (base / _expand(str(tree.pop("root", "nowcast-data")), "root", environment)).resolve()
-    tree["root"] = root
+    folder = _expand(str(tree.pop("root", "nowcast-data")), "root", environment)
+    if "://" in folder:
+        raise SettingsError(f"root = {folder!r}: only a local folder so far, not an object store")
+    tree["root"] = root = (base / folder).resolve()
     tree["catalog"] = _expand(str(tree.get("catalog", f"sqlite:///{root / 'catalog.sqlite'}")), "catalog", environment)
+    if tree["catalog"].startswith("sqlite:///"):
+        tree["catalog"] = f"sqlite:///{base / tree['catalog'].removeprefix('sqlite:///')}"
     for name, domain in (tree.get("domains") or {}).items():
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
             raise SettingsError(
@@ -330,7 +355,8 @@ def _expand(text: str, key: str, environment: Mapping[str, str]) -> str:
     def value_of(match: re.Match[str]) -> str:
         name = match.group(1)
         if name in environment:
-            return str(Path(environment[name]).expanduser().resolve())
+            value = environment[name]
+            return str(Path(value).expanduser().resolve()) if name == "NOWCAST_SAMPLE_DATA" else value
         if name == "NOWCAST_SAMPLE_DATA":
             return str((Path(__file__).parents[1] / SAMPLE_DATA_DEFAULT).resolve())
         raise SettingsError(f"{key}: the environment variable {name} is not set")

@@ -89,33 +89,46 @@ class Store:
         Raises:
             StoreUnavailable: the disk is full, read-only or gone; ``path`` is as it was.
         """
-        temporary = self.temporary / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
-        try:
+        with self.new_file(path) as temporary:
             yield temporary
-            _flush(temporary)
+            self.put(temporary, path)
+
+    @contextmanager
+    def new_file(self, path: Path) -> Iterator[Path]:
+        """A temporary path for what may become ``path``; removed when the block ends, unless ``put`` moved it."""
+        inside = path.is_relative_to(self.root)  # a rename cannot cross file systems
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = (self.temporary if inside else path.parent) / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def put(self, temporary: Path, path: Path) -> None:
+        """Make a temporary file durable under its name."""
+        with _writing(path):
+            flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
-        except OSError as err:
-            raise StoreUnavailable(f"cannot write {path}: {err.strerror or err}") from err
-        finally:
-            temporary.unlink(missing_ok=True)
+            flush(path.parent)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder below the root, removed when the block ends."""
-        with tempfile.TemporaryDirectory(dir=self.temporary, prefix=_owner()) as folder:
+        with (
+            _writing(self.temporary),
+            tempfile.TemporaryDirectory(dir=self.temporary, prefix=_owner(), ignore_cleanup_errors=True) as folder,
+        ):
             yield Path(folder)
 
     def remove_stale_temporaries(self) -> int:
         """Remove what a killed process left: at once if it ran on this machine, else after an hour."""
         removed = 0
         for path in self.temporary.iterdir():
-            host, _, rest = path.name.rpartition("-")[0].rpartition("-")
+            host, _, pid = path.name.rpartition("-")[0].rpartition("-")
             try:
-                own = host == socket.gethostname() and rest.isdigit()
-                dead = own and not _alive(int(rest))
-                if dead or (not own and time.time() - path.stat().st_mtime > TEMPORARY_AGE_S):
+                dead = host == socket.gethostname() and pid.isdigit() and not process_lives(int(pid))
+                if dead or time.time() - path.stat().st_mtime > TEMPORARY_AGE_S:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                     removed += 1
             except FileNotFoundError:
@@ -125,17 +138,19 @@ class Store:
     def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
         """Append one JSON line to ``journal/DATE``; one write, so that lines of two processes never mix."""
         path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"recorded_at": times.iso(now), **entry}, sort_keys=True, default=str) + "\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        line = json.dumps({"recorded_at": times.iso(now), **entry}, sort_keys=True, default=str)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                # the leading newline ends a line that a crash cut off
+                os.write(descriptor, f"\n{line}\n".encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def read_journal(self) -> Iterator[dict[str, Any]]:
-        """Every entry, oldest first; a last line cut off by a crash is skipped."""
+        """Every entry, oldest first; a line cut off by a crash is skipped."""
         for path in sorted((self.root / "journal").glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -154,7 +169,16 @@ def _owner() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-"
 
 
-def _alive(pid: int) -> bool:
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise StoreUnavailable(f"cannot write {path}: {err.strerror or err}") from err
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -164,7 +188,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the disk to keep what was written (a file, or the names in a folder)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

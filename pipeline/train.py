@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import times
-from pipeline.errors import NowcastError
+from pipeline.errors import NowcastError, SettingsError
 from pipeline.frames.archive import Archive
 from pipeline.frames.correlation import TRAINING_LIMIT, correlation
 from pipeline.frames.grayscale import pixel_of_rate
@@ -63,6 +63,8 @@ def train(
     from models.losses import balanced
     from models.training import train as fit
 
+    if out.exists():
+        raise SettingsError(f"a model {name!r} exists already in {out.parent}; choose another --name")
     first = domains[0]
     for domain in domains:
         if (domain.scale, domain.zr, domain.product) != (first.scale, first.zr, first.product):
@@ -71,13 +73,13 @@ def train(
     series, windows, spacings, periods = [], {}, [], {}
     for domain in domains:
         archive = Archive(store, domain)
-        held = archive.times()
-        if not held:
+        held, source = archive.times(), archive.source()
+        if not held or source is None:
             raise NowcastError(f"the archive has no frames of {domain.name}; run `nowcast ingest {domain.name}` first")
         one = _series(archive, held, domain, config)
         series.append(one)
         windows[domain.name] = len(one.train) + len(one.validation)
-        spacings.append(archive.grid(held[0]).spacing_m)
+        spacings.append(source.grid.spacing_m)
         periods[domain.name] = f"{times.iso(held[0])}/{times.iso(held[-1])}"
     torch.manual_seed(config.seed)
     network = zoo.build(network_name)
@@ -87,7 +89,8 @@ def train(
         history = fit(network, series, functools.partial(balanced, levels=levels), config, progress)
     except ValueError as err:
         raise NowcastError(str(err)) from err
-    best = min(history, key=lambda row: row["validation_loss"])
+    measured = [row for row in history if np.isfinite(row["validation_loss"])]
+    best = min(measured, key=lambda row: row["validation_loss"]) if measured else None
     card = checkpoint.Card(
         name=name,
         network=network_name,
@@ -115,7 +118,10 @@ def train(
             "windows": windows,
         },
     )
-    card = checkpoint.save(out, network, card)
+    try:
+        card = checkpoint.save(out, network, card)
+    except checkpoint.CheckpointError as err:
+        raise NowcastError(str(err)) from err
     with (out / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
         writer.writeheader()

@@ -7,6 +7,7 @@ The chunk is one slot, so a frame is one file that is replaced atomically and tw
 import asyncio
 import hashlib
 import json
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import LocalStore
 
 from pipeline import times
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
 from pipeline.grids import Grid
 from pipeline.settings import Domain
@@ -27,6 +28,38 @@ from pipeline.storage import Store
 
 FORMAT_VERSION = 1
 PLANES = ("pixel", "state")
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """What all frames of a domain share because of where they come from.
+
+    Attributes:
+        grid: of the frames.
+        drizzle_floor_mm_h: rain below it is no echo.
+        interval_s: a frame is the mean over this many seconds that end at its time; 0 is instantaneous.
+    """
+
+    grid: Grid
+    drizzle_floor_mm_h: float
+    interval_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to a microsecond and a millionth of a millimetre."""
+        floor, interval = round(self.drizzle_floor_mm_h, 6), round(self.interval_s, 6)
+        return {"grid": self.grid.to_json(), "drizzle_floor_mm_h": floor, "interval_s": interval}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "FrameSource":
+        """Inverse of ``to_json``."""
+        return cls(Grid.from_json(data["grid"]), data["drizzle_floor_mm_h"], data["interval_s"])
+
+    def __str__(self) -> str:
+        g = self.grid
+        return (
+            f"{g.shape[0]} x {g.shape[1]} cells of {g.dx:g} x {g.dy:g} from ({g.west:g}, {g.north:g}), "
+            f"floor {self.drizzle_floor_mm_h:g} mm/h, interval {self.interval_s:g} s"
+        )
 
 
 class _DurableFolder(LocalStore):
@@ -55,56 +88,81 @@ class Archive:
         self.store = store
         self.folder = store.archive(domain.name)
         self.domain = domain
-        self._opened: dict[datetime, tuple[Any, dict[str, Any]]] = {}
+        self._about = self.folder / "about.json"
+        self._source: FrameSource | None = None
+        self._opened: dict[datetime, Any] = {}
 
-    def write(self, time: datetime, frame: Frame, grid: Grid, floor_mm_h: float) -> str:
+    def write(self, time: datetime, frame: Frame, source: FrameSource) -> str:
         """Write or replace the frame of an instant of the axis; durable on return.
 
         Returns:
             SHA-256 of the frame.
 
         Raises:
-            StoreUnavailable: the day was archived with another grid, cadence or scale, or cannot be written.
+            BadInput: the frame is on another grid, or of another kind, than those of the archive.
+            SettingsError: the archive was made with other settings.
+            StoreUnavailable: it cannot be written.
         """
         day, slot = self._slot(time)
-        wanted = self._attributes(grid, floor_mm_h)
         path = self._path(day)
         try:
+            standing = self.source()
+            if standing is None:
+                self._write_about(source)
+            elif not _same(standing.to_json(), source.to_json()):
+                raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
             if day not in self._opened and not (path / "frames" / "zarr.json").is_file():
-                self._create(path, day, wanted, frame.pixels.shape)
-            array, found = self._open(day)
-            for key in ("grid", "cadence_minutes", "scale", "zr", "drizzle_floor_mm_h", "product"):
-                if not _same(found[key], wanted[key]):
-                    raise StoreUnavailable(
-                        f"{path} was archived with {key} {found[key]}, the settings now give {wanted[key]}; "
-                        "use another root, or the settings it was made with"
-                    )
-            array[slot] = np.stack((frame.pixels, frame.state))
+                self._create(path, self._attributes(source), frame.pixels.shape)
+            self._open(day)[slot] = np.stack((frame.pixels, frame.state))
         except OSError as err:
             raise StoreUnavailable(f"cannot write the frame {times.iso(time)} to {path}: {err}") from err
         return checksum(frame)
 
     def read(self, time: datetime) -> Frame | None:
-        """The frame of an instant; None if there is none."""
+        """The frame of an instant; None if there is none.
+
+        Raises:
+            DamagedFrame: its object cannot be decoded.
+            SettingsError: the archive was made with other settings.
+        """
         day, slot = self._slot(time)
+        self.source()
         if not (self._path(day) / "frames" / "c" / str(slot)).is_dir():
             return None
-        array, _ = self._open(day)
-        planes = np.asarray(array[slot])
+        try:
+            planes = np.asarray(self._open(day)[slot])
+        except (RuntimeError, ValueError, OSError, KeyError) as err:
+            raise DamagedFrame(f"the frame {times.iso(time)} in {self._path(day)} is damaged: {err}") from err
         if planes[1, 0, 0] == NEVER_WRITTEN:
             return None
         return Frame(planes[0], planes[1])
 
-    def describe(self, time: datetime) -> dict[str, Any]:
-        """Attributes of the day's store: grid, cadence, scale, zr, drizzle floor, product."""
-        return dict(self._open(times.day_of(time))[1])
+    def source(self) -> FrameSource | None:
+        """What all frames share; None if there is no frame yet.
 
-    def grid(self, time: datetime) -> Grid:
-        """The grid of the frames of that day."""
-        return Grid.from_json(self.describe(time)["grid"])
+        Raises:
+            SettingsError: the archive was made with other settings than the domain has now.
+            StoreUnavailable: it has a format that this version does not read.
+        """
+        if self._source is None and self._about.is_file():
+            found = json.loads(self._about.read_text())
+            if found.get("format_version") != FORMAT_VERSION:
+                raise StoreUnavailable(
+                    f"{self._about} has archive format {found.get('format_version')}, "
+                    f"this version reads {FORMAT_VERSION}"
+                )
+            for key, wanted in self._settings().items():
+                if not _same(found["settings"][key], wanted):
+                    raise SettingsError(
+                        f"domains.{self.domain.name}.{key} is now {wanted}, but the archive {self.folder} "
+                        f"was made with {found['settings'][key]}; use another root or another domain name"
+                    )
+            self._source = FrameSource.from_json(found["source"])
+        return self._source
 
     def times(self) -> list[datetime]:
         """Instants of all frames in the archive, in order."""
+        self.source()
         found = []
         for path in sorted(self.folder.glob("[0-9]*/[0-9]*/[0-9]*.zarr")):
             day = times.parse_time("-".join((path.parts[-3], path.parts[-2], path.stem)))
@@ -121,21 +179,28 @@ class Archive:
         day = times.day_of(time)
         return day, (time - day) // self.domain.cadence
 
-    def _attributes(self, grid: Grid, floor_mm_h: float) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        """The settings that frames depend on."""
+        return self.domain.model_dump(mode="json", include={"cadence_minutes", "grid", "scale", "zr", "product"})
+
+    def _write_about(self, source: FrameSource) -> None:
+        about = {"format_version": FORMAT_VERSION, "settings": self._settings(), "source": source.to_json()}
+        with self.store.publish(self._about) as path:
+            path.write_text(json.dumps(about, indent=2) + "\n")
+        self._source = source
+
+    def _attributes(self, source: FrameSource) -> dict[str, Any]:
+        """A day's store describes itself, for those who open it without us."""
         return {
             "format_version": FORMAT_VERSION,
             "domain": self.domain.name,
-            "product": self.domain.product,
-            "cadence_minutes": self.domain.cadence_minutes,
-            "grid": grid.to_json(),
-            "scale": self.domain.scale.model_dump(),
-            "zr": self.domain.zr.model_dump(),
-            "drizzle_floor_mm_h": round(floor_mm_h, 6),
+            **self._settings(),
+            **source.to_json(),
             "planes": list(PLANES),
             "state_meanings": "0 echo, 1 no coverage, 2 no echo, 3 advected, 4 removed, 255 never written",
         }
 
-    def _create(self, path: Path, day: datetime, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
+    def _create(self, path: Path, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
         """Write the metadata. Two processes that do so at once write the same bytes."""
         slots = timedelta(days=1) // self.domain.cadence
         try:
@@ -148,22 +213,14 @@ class Archive:
                 fill_value=NEVER_WRITTEN,
                 compressors=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
                 dimension_names=("slot", "plane", "y", "x"),
-                attributes=attributes,
             )
         except (ContainsArrayError, ContainsGroupError):
             return  # another process was first
 
-    def _open(self, day: datetime) -> tuple[Any, dict[str, Any]]:
+    def _open(self, day: datetime) -> Any:
         if day not in self._opened:
             group = zarr.open_group(_DurableFolder(self.store, self._path(day)), mode="r+")
-            array = group["frames"]
-            attributes = dict(array.attrs)
-            if attributes.get("format_version") != FORMAT_VERSION:
-                raise StoreUnavailable(
-                    f"{self._path(day)} has archive format {attributes.get('format_version')}, this version reads "
-                    f"{FORMAT_VERSION}"
-                )
-            self._opened[day] = (array, attributes)
+            self._opened[day] = group["frames"]
         return self._opened[day]
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.settings import ZR, Domain, NativeGrid, Scale
+from pipeline.settings import DRIZZLE_FLOOR_MM_H, ZR, Domain, NativeGrid, Scale
 from pipeline.sources.contract import RainField
 
-DRIZZLE_FLOOR_MM_H = 0.1
 NO_ECHO_DBZ = -32.0
 
 # cell states
@@ -72,7 +71,7 @@ def pixel_of_rate(rate_mm_h: float, zr: ZR, scale: Scale) -> int:
 def rate_table(zr: ZR, scale: Scale, floor_mm_h: float) -> Floats:
     """Rain rate of each of the 256 pixels, mm/h; 0 below the drizzle floor's pixel."""
     rates = rate_of_reflectivity(reflectivity_of_pixel(np.arange(256, dtype=np.uint8), scale), zr)
-    rates[: pixel_of_rate(floor_mm_h, zr, scale)] = 0
+    rates[: max(1, pixel_of_rate(floor_mm_h, zr, scale))] = 0  # pixel 0 is no echo, whatever the scale
     return rates
 
 
@@ -98,7 +97,6 @@ def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     lost = _block_mean(removed.astype(np.float32), n) >= 0.5
     rate = _block_mean(rate, n)
     observed = ~np.isnan(rate)
-    # half a packing step of tolerance, so that the source's smallest value itself is rain
     floor = pixel_of_rate(drizzle_floor(field.smallest_rate_mm_h), domain.zr, domain.scale)
     pixels = pixel_of_reflectivity(
         reflectivity_of_rate(np.where(observed, rate, np.float32(0)), domain.zr), domain.scale

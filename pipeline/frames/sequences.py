@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import times
-from pipeline.errors import NotForecast
-from pipeline.frames.archive import Archive, checksum
+from pipeline.errors import DamagedFrame, NotForecast
+from pipeline.frames.archive import Archive, FrameSource, checksum
 from pipeline.frames.correlation import FROZEN, correlation
 from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame, Pixels, pixel_of_rate
-from pipeline.grids import Grid
 from pipeline.settings import Domain
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class InputSequence:
         missing_times: of the frames that stay missing; a network then cannot run.
         checksums: SHA-256 of each measured frame.
         correlation: un-centred, oldest against newest frame; None if the oldest is missing.
-        grid: of the frames.
-        floor_mm_h: the drizzle floor behind the frames.
+        source: grid, drizzle floor and averaging interval of the frames.
     """
 
     reference_time: datetime
@@ -44,8 +45,7 @@ class InputSequence:
     missing_times: tuple[datetime, ...]
     checksums: tuple[str, ...]
     correlation: float | None
-    grid: Grid
-    floor_mm_h: float
+    source: FrameSource
 
     @property
     def observed(self) -> NDArray[np.bool_]:
@@ -68,8 +68,7 @@ class InputSequence:
             "frames": dict(zip(map(times.iso, self.input_times), self.checksums, strict=True)),
             "filled": [times.iso(t) for t in self.filled_times],
             "missing": [times.iso(t) for t in self.missing_times],
-            "grid": self.grid.to_json(),
-            "floor": round(self.floor_mm_h, 6),
+            "source": self.source.to_json(),
             "domain": domain.model_dump(
                 mode="json",
                 include={"cadence_minutes", "input_frames", "product", "zr", "scale", "max_gap"},
@@ -87,12 +86,11 @@ def read_sequence(archive: Archive, domain: Domain, reference_time: datetime) ->
     """
     step = domain.cadence
     instants = [reference_time - (domain.input_frames - 1 - n) * step for n in range(domain.input_frames)]
-    found: dict[datetime, Frame | None] = {time: archive.read(time) for time in instants}
-    newest = found[reference_time]
-    if newest is None:
+    found: dict[datetime, Frame | None] = {time: _read(archive, time) for time in instants}
+    newest, source = found[reference_time], archive.source()
+    if newest is None or source is None:
         raise NotForecast(f"no frame at the reference time {times.iso(reference_time)}")
-    about = archive.describe(reference_time)
-    floor = float(about["drizzle_floor_mm_h"])
+    floor = source.drizzle_floor_mm_h
     measured = [t for t in instants if found[t] is not None]
     complete = fill_gaps(found, domain.max_gap, pixel_of_rate(floor, domain.zr, domain.scale))
     nothing = Frame(np.zeros_like(newest.pixels), np.full_like(newest.state, NO_COVERAGE))
@@ -107,6 +105,14 @@ def read_sequence(archive: Archive, domain: Domain, reference_time: datetime) ->
         missing_times=tuple(t for t in instants if complete[t] is None),
         checksums=tuple(checksum(frame) for frame in found.values() if frame is not None),
         correlation=None if first is None else correlation(first.pixels, newest.pixels),
-        grid=Grid.from_json(about["grid"]),
-        floor_mm_h=floor,
+        source=source,
     )
+
+
+def _read(archive: Archive, time: datetime) -> Frame | None:
+    """A frame that cannot be decoded is missing, and said to be."""
+    try:
+        return archive.read(time)
+    except DamagedFrame as err:
+        log.warning("%s", err)
+        return None

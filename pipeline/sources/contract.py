@@ -42,6 +42,7 @@ class RainField:
         grid: native grid.
         valid_time: what the content says.
         smallest_rate_mm_h: the smallest rain rate that the source can tell from none.
+        interval_s: the values are means over this many seconds that end at ``valid_time``; 0 is instantaneous.
     """
 
     values: NDArray[np.float32]
@@ -49,6 +50,7 @@ class RainField:
     grid: Grid
     valid_time: datetime
     smallest_rate_mm_h: float
+    interval_s: float = 0.0
 
 
 class Source(Protocol):

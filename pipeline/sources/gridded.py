@@ -28,7 +28,10 @@ class GriddedFolder:
                     time = self.reader.time_of(entry.name)
                     if time is None or not start <= time <= end or not entry.is_file():
                         continue
-                    stat = entry.stat()
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:
+                        continue  # moved away since the folder was listed
                     arrived = datetime.fromtimestamp(stat.st_mtime, UTC)
                     etag = hashlib.sha256(f"{stat.st_size}-{stat.st_mtime_ns}".encode()).hexdigest()[:16]
                     refs.append(VolumeRef(entry.name, time, stat.st_size, etag, arrived))

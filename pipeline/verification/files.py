@@ -64,15 +64,18 @@ def merge(old: xr.Dataset | None, new: xr.Dataset) -> xr.Dataset:
 
     A file made for other methods, leads or thresholds is not mixed with: ``new`` then stands alone.
     """
-    if old is None or old.attrs.get("methods") != new.attrs["methods"]:
+    if old is None or not same_layout(old, new):
         return new
-    for name in ("lead", "threshold"):
-        if not np.array_equal(old[name].values, new[name].values):
-            return new
     kept = old.isel(reference_time=~np.isin(old["reference_time"].values, new["reference_time"].values))
     return xr.concat([kept, new], dim="reference_time", combine_attrs="override", data_vars="minimal").sortby(
         "reference_time"
     )
+
+
+def same_layout(one: xr.Dataset, other: xr.Dataset) -> bool:
+    """Whether two files of sums have the same methods, leads and thresholds."""
+    same_methods = one.attrs.get("methods") == other.attrs.get("methods")
+    return same_methods and all(np.array_equal(one[k].values, other[k].values) for k in ("lead", "threshold"))
 
 
 def read(path: Path) -> xr.Dataset:

@@ -15,10 +15,11 @@ import xarray as xr
 from pipeline import catalog as tables
 from pipeline import product, times
 from pipeline.catalog import Catalog, Row
-from pipeline.errors import NotForecast
+from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable
 from pipeline.frames.archive import Archive
-from pipeline.frames.grayscale import NO_COVERAGE, Pixels, rate_table
-from pipeline.settings import Domain
+from pipeline.frames.grayscale import NO_COVERAGE, Frame, Pixels, rate_table
+from pipeline.grids import Grid
+from pipeline.settings import DRIZZLE_FLOOR_MM_H, Domain
 from pipeline.storage import Store
 from pipeline.verification import figures, files
 from pipeline.version import software_version
@@ -102,15 +103,25 @@ def _cycles(catalog: Catalog, domain: Domain, start: datetime | None, end: datet
 
 
 def _sums(store: Store, catalog: Catalog, domain: Domain, cycles: list[Row]) -> dict[str, xr.Dataset]:
-    """Sums of the cycles' reference times, per kind and model."""
+    """Sums of the cycles' reference times, per kind, model and layout (methods, leads, thresholds).
+
+    Raises:
+        StoreUnavailable: a file of sums is missing or damaged.
+    """
     wanted = {(row["kind"], row["reference_time"]) for row in cycles}
     s = tables.scores.c
     found: dict[str, list[xr.Dataset]] = {}
     for row in catalog.read(sa.select(tables.scores).where(s.domain == domain.name).order_by(s.kind, s.model, s.day)):
-        data = files.read(store.root / row["path"])
+        try:
+            data = files.read(store.root / row["path"])
+        except (OSError, ValueError) as err:
+            raise StoreUnavailable(f"{row['path']}: {err}; remove it and run `nowcast catalog rebuild`") from err
         keep = [(row["kind"], int(t)) in wanted for t in data["reference_time"].values]
         if any(keep):
-            found.setdefault(f"{row['model']} ({row['kind']})", []).append(data.isel(reference_time=keep))
+            name = f"{row['model']} ({row['kind']})"
+            while name in found and not files.same_layout(found[name][0], data):
+                name += ", other settings"
+            found.setdefault(name, []).append(data.isel(reference_time=keep))
     return {
         key: xr.concat(parts, dim="reference_time", combine_attrs="override", data_vars="minimal")
         for key, parts in found.items()
@@ -122,10 +133,11 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
     archive = Archive(store, domain)
     best: tuple[float, Row] | None = None
     complete = [row for row in cycles if row["state"] == "published" and row["verified"] == "fully"]
+    complete = [row for row in complete if (store.root / row["path"]).is_file()]
     by_model = [row for row in complete if row["model_checksum"]] or complete
     for row in by_model:
         middle = tables.from_seconds(row["reference_time"]) + (domain.leads // 2) * domain.cadence
-        frame = archive.read(middle)
+        frame = _observed(archive, middle)
         rain = 0.0 if frame is None else float((frame.pixels > 0).mean())
         if best is None or rain > best[0]:
             best = (rain, row)
@@ -134,9 +146,10 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
     row = best[1]
     path = store.root / row["path"]
     pixels, state, attrs = product.read_forecast(path, domain)
+    leads = len(pixels)
     rates = rate_table(domain.zr, domain.scale, float(attrs["drizzle_floor_mm_h"]))
     reference = tables.from_seconds(row["reference_time"])
-    steps = sorted({min(max(round(m / domain.cadence_minutes), 1), domain.leads) - 1 for m in CASE_LEADS_MINUTES})
+    steps = sorted({min(max(round(m / domain.cadence_minutes), 1), leads) - 1 for m in CASE_LEADS_MINUTES})
     covered = state[0] != NO_COVERAGE
 
     def forecast(frames: Pixels | None) -> list[Any]:
@@ -146,13 +159,26 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
 
     observed = []
     for n in steps:
-        frame = archive.read(reference + (n + 1) * domain.cadence)
+        frame = _observed(archive, reference + (n + 1) * domain.cadence)
         observed.append(None if frame is None else np.where(frame.observed, rates[frame.pixels], np.nan))
     rows = {"observed": observed, str(attrs["method"]): forecast(pixels)}
     for name, frames in product.read_baselines(store.baselines(path)).items():
         rows.setdefault(name, forecast(frames))
     columns = [f"+{(n + 1) * domain.cadence_minutes} min" for n in steps]
-    return figures.case_maps(rows, columns, archive.grid(reference), f"{domain.name}, from {times.iso(reference)}")
+    return figures.case_maps(rows, columns, _grid(archive), f"{domain.name}, from {times.iso(reference)}")
+
+
+def _observed(archive: Archive, time: datetime) -> Frame | None:
+    try:
+        return archive.read(time)
+    except DamagedFrame:
+        return None
+
+
+def _grid(archive: Archive) -> Grid:
+    source = archive.source()
+    assert source is not None  # the case was chosen by its observed frames
+    return source.grid
 
 
 def _model_section(key: str, table: pd.DataFrame, data: xr.Dataset) -> dict[str, Any]:
@@ -221,7 +247,7 @@ def _page(
         quarantined=_quarantined(catalog, domain, first, last),
         sections=sections,
         case=case,
-        floor=f"{0.1:g}",
+        floor=f"{DRIZZLE_FLOOR_MM_H:g}",
         made=times.iso(now),
         version=html.escape(software_version()),
     )

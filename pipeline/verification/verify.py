@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from pipeline import catalog as tables
 from pipeline import packing, product, times
-from pipeline.catalog import Catalog, Row
+from pipeline.catalog import Catalog, Lease, Row
+from pipeline.errors import DamagedFrame, LeaseLost
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE, pixel_of_rate
 from pipeline.settings import Domain
@@ -70,7 +71,10 @@ def verify(
             if lease is None:
                 result.waiting += len(rows)
                 continue
-            _verify_file(domain, store, catalog, archive, path, rows, result)
+            try:
+                _verify_file(domain, store, catalog, archive, lease, path, rows, result)
+            except LeaseLost:
+                result.waiting += len(rows)
         progress(result.scored, total)
     return result
 
@@ -86,6 +90,7 @@ def _verify_file(
     store: Store,
     catalog: Catalog,
     archive: Archive,
+    lease: Lease,
     path: Path,
     rows: list[tuple[Row, str]],
     result: VerifyResult,
@@ -116,19 +121,20 @@ def _verify_file(
     leads = [(n + 1) * domain.cadence_minutes for n in range(domain.leads)]
     new = files.to_dataset(made, methods, leads, list(domain.thresholds_mm_h))
     merged = files.merge(files.read(path) if path.is_file() else None, new)
-    with store.publish(path) as temporary:
-        digest = packing.write(merged, temporary)
-    file_row = {
-        "path": store.relative(path),
-        "domain": domain.name,
-        "kind": rows[0][0]["kind"],
-        "model": model_key(rows[0][0]),
-        "day": times.seconds(times.day_of(tables.from_seconds(rows[0][0]["reference_time"]))),
-        "content_digest": digest,
-    }
-    with catalog.write() as connection:
-        catalog.upsert(connection, tables.scores, [file_row])
-        catalog.upsert(connection, tables.cycles, marked)
+    with store.new_file(path) as temporary:
+        file_row = {
+            "path": store.relative(path),
+            "domain": domain.name,
+            "kind": rows[0][0]["kind"],
+            "model": model_key(rows[0][0]),
+            "day": times.seconds(times.day_of(tables.from_seconds(rows[0][0]["reference_time"]))),
+            "content_digest": packing.write(merged, temporary),
+        }
+        with catalog.write() as connection:
+            lease.check(connection)
+            store.put(temporary, path)
+            catalog.upsert(connection, tables.scores, [file_row])
+            catalog.upsert(connection, tables.cycles, marked)
     result.scored += len(made)
     result.files.append(store.relative(path))
 
@@ -138,6 +144,11 @@ def _score(domain: Domain, store: Store, archive: Archive, row: Row) -> tuple[fi
     pixels, state, attrs = product.read_forecast(path, domain)
     if attrs["content_digest"] != row["content_digest"]:
         raise ValueError(f"{path} is not the product that the catalog recorded ({row['content_digest'][:12]})")
+    if len(pixels) != domain.leads or int(attrs["cadence_minutes"]) != domain.cadence_minutes:
+        raise ValueError(
+            f"{path} has {len(pixels)} leads every {attrs['cadence_minutes']} minutes, the settings now give "
+            f"{domain.leads} every {domain.cadence_minutes}: verify it with the settings it was made with"
+        )
     baselines = product.read_baselines(store.baselines(path))
     # a method that issued the product itself is not compared with itself
     compared = {str(attrs["method"]): pixels, **{k: v for k, v in baselines.items() if k != attrs["method"]}}
@@ -147,7 +158,11 @@ def _score(domain: Domain, store: Store, archive: Archive, row: Row) -> tuple[fi
     observed: list[bool] = []
     sums: list[list[list[PairSums]]] = [[] for _ in compared]
     for lead, valid_time in enumerate(_valid_times(domain, row)):
-        truth = archive.read(valid_time)
+        try:
+            truth = archive.read(valid_time)
+        except DamagedFrame as err:
+            log.warning("%s", err)
+            truth = None
         observed.append(truth is not None)
         for n, values in enumerate(compared.values()):
             dry = np.zeros(pixels.shape[-2:], np.uint8)

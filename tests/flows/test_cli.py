@@ -85,6 +85,9 @@ def test_run_says_where_the_product_lies(here):
         ("models show nonesuch", 2, "convlstm"),
         ("run small --set root=/proc/nowcast", 4, "cannot be used"),
         ("status --set catalog=sqlite:////proc/nowcast/c.sqlite", 4, "cannot be made"),
+        ("run small --prefect --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 2, "NOWCAST_CATALOG"),
+        ("networks list --config x.toml", 0, "wu2019_radar_3l"),
+        ("catalog upgrade --json", 0, "0001"),
         ("status --set catalog=catalog.sqlite", 4, "not a database URL"),
         ("status --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 4, "cannot be used"),
     ],
@@ -139,6 +142,8 @@ def test_train_writes_a_model_that_serves(here):
     line = "train small --name mine --steps 2 --crop 32 --batch 1 --lead-frames 3"
     done = nowcast(line)
     assert done.exit_code == 0, done.output
+    again = nowcast(line)
+    assert again.exit_code == 2 and "exists already" in again.output  # a model in use is never overwritten
     listed = json.loads(nowcast("models list --json").stdout)
     assert {"convlstm", "mine"} <= {row["name"] for row in listed}
     card = json.loads(nowcast("models show mine").stdout)

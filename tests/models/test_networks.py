@@ -28,7 +28,7 @@ def test_any_grid_length_and_lead_is_accepted(patch, size):
     made = network(frames, torch.ones(2, 3, 1, *size, dtype=torch.bool), leads=5)
     assert made.values.shape == (2, 5, 2, *size)
     assert made.extrapolated.shape == (2, 5, 1, *size)
-    assert 0 <= made.values.min() and made.values.max() <= 1
+    assert made.values.min() >= 0 and made.values.max() <= 1
 
 
 def test_cell_equals_the_equations_of_the_paper():

@@ -82,7 +82,9 @@ def test_dry_frames_do_not_move():
     assert torch.isfinite(motion).all() and motion.abs().max() == 0
 
 
-@pytest.mark.parametrize("method", [OpticalFlow(), LastFrame(), EncoderForecaster(EncoderForecasterConfig((4,), patch=4))])
+@pytest.mark.parametrize(
+    "method", [OpticalFlow(), LastFrame(), EncoderForecaster(EncoderForecasterConfig((4,), patch=4))]
+)
 def test_a_forecast_does_not_depend_on_its_company(method):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 4, 1, 37, 50), dtype=np.uint8)
@@ -103,12 +105,16 @@ def test_agrees_with_pysteps_on_the_same_motion():
     y, x = np.mgrid[0:96, 0:96]
     motion = np.stack((2.0 + 0.02 * (y - 48), -1.0 + 0.02 * (x - 48)))  # translation and turning
     theirs = peer(field, motion, 6, n_iter=1)
-    ours = extrapolate(
-        torch.from_numpy(field).float()[None, None],
-        torch.ones(1, 1, 96, 96, dtype=torch.bool),
-        torch.from_numpy(motion).float()[None],
-        6,
-    ).values[0, :, 0].numpy()
+    ours = (
+        extrapolate(
+            torch.from_numpy(field).float()[None, None],
+            torch.ones(1, 1, 96, 96, dtype=torch.bool),
+            torch.from_numpy(motion).float()[None],
+            6,
+        )
+        .values[0, :, 0]
+        .numpy()
+    )
     both = np.isfinite(theirs)
     assert both.mean() > 0.7
     # in dB of a 70 dB scale; the two differ only in where along the step the midpoint is taken

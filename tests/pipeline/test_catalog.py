@@ -12,15 +12,16 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline.catalog import Catalog
-from pipeline.errors import LeaseLost, StoreUnavailable
-from pipeline.frames.archive import Archive
+from pipeline.catalog import Catalog, upgrade
+from pipeline.errors import BadInput, DamagedFrame, LeaseLost, SettingsError, StoreUnavailable
+from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
 from pipeline.grids import Grid
 from pipeline.storage import Store, safe_name
 from tests.conftest import synthetic_domain
 
 GRID = Grid("EPSG:3035", (8, 9), 0.0, 0.0, 2000.0, 2000.0)
+SOURCE = FrameSource(GRID, 0.1, 0.0)
 T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -34,42 +35,74 @@ def test_frames_come_back_at_their_time_whatever_the_order(store):
     archive = Archive(store, synthetic_domain())
     order = [3, 0, 150, 1]
     for n in order:
-        archive.write(T0 + n * timedelta(minutes=10), frame(n), GRID, 0.1)
+        archive.write(T0 + n * timedelta(minutes=10), frame(n), SOURCE)
     again = Archive(store, synthetic_domain())
     assert again.times() == [T0 + n * timedelta(minutes=10) for n in sorted(order)]
     for n in order:
         assert np.array_equal(again.read(T0 + n * timedelta(minutes=10)).pixels, frame(n).pixels)
     assert again.read(T0 + timedelta(minutes=20)) is None
     assert again.read(T0 - timedelta(days=9)) is None
-    assert again.grid(T0) == GRID
+    assert again.source() == SOURCE
 
 
 def test_a_frame_is_one_object(store):
     archive = Archive(store, synthetic_domain())
-    archive.write(T0, frame(0), GRID, 0.1)
+    archive.write(T0, frame(0), SOURCE)
     objects = lambda: {p for p in store.archive("small").rglob("*") if p.is_file()}  # noqa: E731
     before = objects()
-    archive.write(T0 + timedelta(minutes=10), frame(1), GRID, 0.1)
+    archive.write(T0 + timedelta(minutes=10), frame(1), SOURCE)
     assert len(objects() - before) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "grid", "said"),
+    ("change", "said"),
     [
-        ({}, Grid("EPSG:3035", (8, 9), 0.0, 0.0, 1000.0, 1000.0), "grid"),
-        ({"zr": {"a": 300.0, "b": 1.4}}, GRID, "zr"),
-        ({"scale": {"dbz_min": -10.0, "dbz_max": 70.0}}, GRID, "scale"),
+        ({"zr": {"a": 300.0, "b": 1.4}}, "zr"),
+        ({"scale": {"dbz_min": -10.0, "dbz_max": 70.0}}, "scale"),
+        ({"cadence_minutes": 5}, "cadence_minutes"),
     ],
 )
-def test_a_day_is_not_mixed_of_two_settings(store, change, grid, said):
-    Archive(store, synthetic_domain()).write(T0, frame(0), GRID, 0.1)
-    with pytest.raises(StoreUnavailable, match=said):
-        Archive(store, synthetic_domain(**change)).write(T0 + timedelta(minutes=10), frame(1), grid, 0.1)
+def test_an_archive_is_never_read_or_written_under_other_settings(store, change, said):
+    Archive(store, synthetic_domain()).write(T0, frame(0), SOURCE)
+    other = Archive(store, synthetic_domain(**change))
+    for use in (
+        lambda: other.read(T0),
+        lambda: other.times(),
+        lambda: other.write(T0 + timedelta(minutes=10), frame(1), SOURCE),
+    ):
+        with pytest.raises(SettingsError, match=rf"domains\.small\.{said}"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        FrameSource(Grid("EPSG:3035", (8, 9), 0.0, 0.0, 1000.0, 1000.0), 0.1, 0.0),
+        FrameSource(GRID, 0.3, 0.0),
+        FrameSource(GRID, 0.1, 600.0),
+    ],
+    ids=["grid", "floor", "interval"],
+)
+def test_a_frame_of_another_kind_is_refused_and_the_next_one_is_not(store, source):
+    archive = Archive(store, synthetic_domain())
+    archive.write(T0, frame(0), SOURCE)
+    with pytest.raises(BadInput, match="this one has 8 x 9 cells"):
+        archive.write(T0 + timedelta(days=1), frame(1), source)
+    archive.write(T0 + timedelta(days=1), frame(1), SOURCE)
+
+
+def test_a_damaged_object_says_which(store):
+    archive = Archive(store, synthetic_domain())
+    archive.write(T0, frame(0), SOURCE)
+    (path,) = (store.archive("small") / "2024/06/01.zarr/frames/c").rglob("0/0/0")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DamagedFrame, match=r"2024-06-01T02:00:00Z.*01\.zarr"):
+        archive.read(T0)
 
 
 def test_a_time_off_the_axis_is_refused(store):
     with pytest.raises(ValueError, match="10-minute axis"):
-        Archive(store, synthetic_domain()).write(T0 + timedelta(minutes=3), frame(0), GRID, 0.1)
+        Archive(store, synthetic_domain()).write(T0 + timedelta(minutes=3), frame(0), SOURCE)
 
 
 def _count_up(url: str, name: str, times: int) -> None:
@@ -148,6 +181,15 @@ def test_another_schema_version_names_the_way_out(catalog):
             Catalog(catalog.url)
 
 
+def test_upgrade_of_a_newer_schema_is_an_error_and_reading_needs_no_write_lock(catalog):
+    with catalog.write():  # a writer is at work
+        assert Catalog(catalog.url).read(sa.select(tables.frames)) == []
+    with catalog.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreUnavailable, match="cannot be upgraded"):
+        upgrade(catalog.url)
+
+
 def test_migrations_make_the_tables_that_the_code_uses(catalog):
     inspector = sa.inspect(catalog.engine)
     for table in tables.metadata.sorted_tables:
@@ -155,13 +197,18 @@ def test_migrations_make_the_tables_that_the_code_uses(catalog):
         assert set(found) == {c.name for c in table.columns}
         for column in table.columns:
             assert found[column.name]["nullable"] == column.nullable, f"{table.name}.{column.name}"
-        assert set(inspector.get_pk_constraint(table.name)["constrained_columns"]) == {c.name for c in table.primary_key}
+        assert set(inspector.get_pk_constraint(table.name)["constrained_columns"]) == {
+            c.name for c in table.primary_key
+        }
 
 
 def test_a_file_that_is_no_database_and_a_wrong_url(tmp_path):
     (tmp_path / "c.sqlite").write_bytes(b"no database " * 100)
     with pytest.raises(StoreUnavailable, match="not a database"):
         Catalog(f"sqlite:///{tmp_path / 'c.sqlite'}")
+    for url in ("foo://x", "postgresql+psycopg://u@127.0.0.1:9/x"):
+        with pytest.raises(StoreUnavailable, match="cannot be used"):
+            Catalog(url)
     with pytest.raises(StoreUnavailable, match="not a database URL"):
         Catalog("catalog.sqlite")
 
@@ -219,7 +266,8 @@ def test_journal_skips_a_line_that_a_crash_cut(store):
     store.append_journal(T0, {"event": "a"})
     with (store.root / "journal" / "2024-06-01.jsonl").open("a") as file:
         file.write('{"event": "b", "ha')
-    assert [entry["event"] for entry in store.read_journal()] == ["a"]
+    store.append_journal(T0, {"event": "c"})
+    assert [entry["event"] for entry in store.read_journal()] == ["a", "c"]
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", ".hidden", "a/b\\c", "x" * 300, ""])

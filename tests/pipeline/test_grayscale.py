@@ -89,7 +89,10 @@ def test_the_sources_own_smallest_rate_is_rain_and_what_lies_below_is_not():
 def test_blocks_are_means_of_rain_rate_over_observed_cells():
     values = [[4, 0, 8, np.nan], [0, 0, np.nan, np.nan], [2, 2, np.nan, np.nan], [2, 2, 6, 2]]
     frame, _ = make_frame(field(values), domain(coarsen=2))
-    expected = [[pixel_of_rate(1.0, ZR(), Scale()), 0], [pixel_of_rate(2.0, ZR(), Scale()), pixel_of_rate(4.0, ZR(), Scale())]]
+    expected = [
+        [pixel_of_rate(1.0, ZR(), Scale()), 0],
+        [pixel_of_rate(2.0, ZR(), Scale()), pixel_of_rate(4.0, ZR(), Scale())],
+    ]
     assert frame.pixels.tolist() == expected
     assert frame.state.tolist() == [[ECHO, NO_COVERAGE], [ECHO, ECHO]]
 
@@ -154,7 +157,7 @@ def test_gaps_longer_than_allowed_or_at_the_ends_stay():
     assert made[instants[0]] is None and made[instants[4]] is None
 
 
-@given(st.integers(-10**7, 10**9), st.sampled_from([5, 6, 10]))
+@given(st.integers(-(10**7), 10**9), st.sampled_from([5, 6, 10]))
 def test_nearest_slot_is_on_the_axis_and_nearest(second, minutes):
     cadence = timedelta(minutes=minutes)
     time = times.EPOCH + timedelta(seconds=second)

@@ -102,6 +102,45 @@ def test_a_file_from_the_future_is_quarantined(tmp_path, store, catalog):
     result = take_in(domain, store, catalog, now=T0 + timedelta(minutes=1))
     assert result.framed == 1
     assert "after now (2024-06-01T02:01:00Z)" in result.quarantined[0][1]
+    assert take_in(domain, store, catalog, now=T0 + timedelta(minutes=10)).framed == 1  # when its time has come
+
+
+def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path, store, catalog, monkeypatch):
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0)
+
+    def fails(self, ref, folder):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.sources.gridded.GriddedFolder.fetch", fails)
+        result = take_in(domain, store, catalog)
+    assert "Input/output error" in result.quarantined[0][1] and result.framed == 0
+    assert take_in(domain, store, catalog).framed == 1
+
+
+def test_a_decoder_that_has_no_words_does_not_stop_the_rest(tmp_path, store, catalog, monkeypatch):
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    bad = put(tmp_path / "in", T0 + timedelta(minutes=10))
+    with h5py.File(bad, "r+") as file:  # a group where the array should be
+        del file["dataset1/data1/data"]
+        file.create_group("dataset1/data1/data")
+    result = take_in(domain, store, catalog)
+    assert result.framed == 1 and bad.name in result.quarantined[0][1]
+
+
+def test_a_file_on_another_grid_is_quarantined_and_the_rest_goes_on(tmp_path, store, catalog):
+    domain = composites(tmp_path / "in")
+    for n in (0, 1, 2):
+        put(tmp_path / "in", T0 + n * timedelta(minutes=10))
+    moved = centred_grid(CRS, (64, 64), 2000.0, (6.0, 51.0))
+    time = T0 + timedelta(minutes=10)
+    rate = np.ones((64, 64), np.float32)
+    write_composite(tmp_path / "in" / f"comp_{times.compact(time)}.h5", rate, moved, time)
+    result = take_in(domain, store, catalog)
+    assert result.framed == 2
+    assert "this one has 64 x 64 cells" in result.quarantined[0][1]
 
 
 def test_a_name_that_contradicts_the_content_is_quarantined(tmp_path, store, catalog):

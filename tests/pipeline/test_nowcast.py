@@ -19,7 +19,7 @@ from models import checkpoint, zoo
 from pipeline import catalog as tables
 from pipeline import nowcast, operations, product, times
 from pipeline.catalog import Catalog
-from pipeline.errors import NotForecast
+from pipeline.errors import LeaseLost, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import ADVECTED, NO_COVERAGE
 from pipeline.packing import read_digest, read_packed
@@ -146,6 +146,52 @@ def test_a_product_whose_row_was_lost_is_adopted_and_not_made_again(settings):
     assert digests(settings) == before and path.stat().st_mtime_ns == stamp
 
 
+def test_latest_is_written_by_the_run_that_finds_it_missing(settings):
+    operations.run(settings, "small", T0, T0)
+    latest = settings.root / "products/small/latest.json"
+    for lost in ("latest", "row and latest"):
+        latest.unlink()
+        if lost != "latest":
+            with Catalog(settings.catalog).write() as connection:
+                connection.execute(sa.delete(tables.cycles))
+        operations.run(settings, "small", T0, T0)
+        assert latest.exists(), lost
+
+
+def test_who_lost_the_lease_replaces_nothing(settings, monkeypatch):
+    backfill(settings)
+    before = digests(settings)
+    path = settings.root / "products/small/hindcast/2024/06/01/small_20240601T020000Z_r1.nc"
+    inode = path.stat().st_ino
+    monkeypatch.setattr(nowcast, "_standing", lambda *_: None)  # as it looked before the other process published
+    monkeypatch.setattr(nowcast, "_adopt", lambda *_: None)
+
+    def lost(self, connection):
+        raise LeaseLost("taken over")
+
+    monkeypatch.setattr("pipeline.catalog.Lease.check", lost)
+    (outcome,) = issue(settings, T0)
+    assert outcome.state == "held"
+    assert digests(settings) == before and path.stat().st_ino == inode
+    assert list((settings.root / "tmp").iterdir()) == []
+
+
+def test_a_damaged_input_frame_counts_as_missing(settings):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    for slot, expected in ((10, "tiny"), (12, None)):  # 01:40, then the reference time itself
+        path = settings.root / f"archive/small/2024/06/01.zarr/frames/c/{slot}/0/0/0"
+        path.write_bytes(b"no frame")
+        (made,) = issue(settings, T0, kind=f"k{slot}")
+        assert (made.method or None) == expected
+        if expected:
+            assert read_packed(settings.root / made.path).attrs["filled_times"] == "2024-06-01T01:40:00Z"
+
+
+def test_a_late_feed_still_gives_the_newest_forecast_from_all_its_inputs(settings):
+    report = operations.run(settings, "small", None, T0 + timedelta(minutes=7))
+    assert report.methods == {"tiny": 1}
+
+
 def test_a_damaged_product_without_a_row_is_made_again(settings):
     backfill(settings)
     before = digests(settings)
@@ -233,7 +279,7 @@ def test_dry_input_is_a_forecast_of_no_rain(settings):
     frame = archive.read(event)
     assert not frame.pixels.any()
     for n in range(1, 5):
-        archive.write(event + n * STEP, frame, archive.grid(event), 0.1)
+        archive.write(event + n * STEP, frame, archive.source())
     (made,) = issue(settings, event + 4 * STEP)
     data = read_packed(settings.root / made.path)
     assert (data["rainfall_rate"].values == 0).all() and data.attrs["dry_input"] == 1
@@ -245,7 +291,7 @@ def test_a_frozen_feed_is_marked(settings, caplog):
     archive = Archive(Store(settings.root), settings.domain("small"))
     frame = archive.read(T0 - 4 * STEP)
     for n in range(4):
-        archive.write(T0 - n * STEP, frame, archive.grid(T0 - 4 * STEP), 0.1)
+        archive.write(T0 - n * STEP, frame, archive.source())
     with caplog.at_level("WARNING", logger="pipeline"):
         (made,) = issue(settings, T0)
     assert read_packed(settings.root / made.path).attrs["frozen_feed"] == 1
@@ -295,7 +341,7 @@ def test_cells_without_coverage_stay_without_in_the_forecast(settings):
     for n in range(5):
         frame = archive.read(T0 - n * STEP)
         frame.state[:, :20], frame.pixels[:, :20] = NO_COVERAGE, 0
-        archive.write(T0 - n * STEP, frame, archive.grid(T0), 0.1)
+        archive.write(T0 - n * STEP, frame, archive.source())
     (made,) = issue(settings, T0)
     pixels, state, _ = product.read_forecast(settings.root / made.path, settings.domain("small"))
     assert (state[:, :, :20] == NO_COVERAGE).all() and not (state[:, :, 20:] == NO_COVERAGE).any()
@@ -344,6 +390,6 @@ def test_the_inputs_digest_follows_frames_and_settings(settings, tmp_path):
     assert before.digest(domain.model_copy(update={"lead_frames": 5})) != before.digest(domain)
     frame = archive.read(T0 - STEP)
     frame.pixels[0, 0] ^= 255
-    archive.write(T0 - STEP, frame, archive.grid(T0), 0.1)
+    archive.write(T0 - STEP, frame, archive.source())
     assert read_sequence(archive, domain, T0).digest(domain) != before.digest(domain)
     assert np.array_equal(before.pixels[-1], archive.read(T0).pixels)

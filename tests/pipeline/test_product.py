@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from pipeline import packing, product, times
+from pipeline.frames.archive import FrameSource
 from pipeline.frames.grayscale import ECHO, NO_COVERAGE, NO_ECHO, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
 from pipeline.grids import Grid, centred_grid
@@ -23,9 +24,11 @@ LCC = centred_grid("+proj=lcc +lat_1=50 +lat_2=52 +lat_0=51 +lon_0=5 +ellps=WGS8
 LATLON = Grid("EPSG:4326", (40, 60), -100.0, 45.0, 0.02, 0.02)
 
 
-def sequence(grid: Grid, pixels: np.ndarray, floor: float = 0.1) -> InputSequence:
+def sequence(grid: Grid, pixels: np.ndarray, floor: float = 0.1, interval: float = 0.0) -> InputSequence:
     state = np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)
-    return InputSequence(TIME, pixels[None], state[None], (TIME,), (), (), ("0" * 64,), 0.5, grid, floor)
+    return InputSequence(
+        TIME, pixels[None], state[None], (TIME,), (), (), ("0" * 64,), 0.5, FrameSource(grid, floor, interval)
+    )
 
 
 def corner_rain(grid: Grid) -> np.ndarray:
@@ -35,14 +38,16 @@ def corner_rain(grid: Grid) -> np.ndarray:
     return pixels
 
 
-def write(path, grid: Grid, domain=None, leads: int = 12, pixels=None, issue_time=TIME) -> str:
+def write(path, grid: Grid, domain=None, leads: int = 12, pixels=None, issue_time=TIME, interval=0.0) -> str:
     domain = domain or synthetic_domain(lead_frames=leads)
     pixels = corner_rain(grid) if pixels is None else pixels
     forecast = np.repeat(pixels[None], leads, axis=0)
     state = product.lead_states(forecast, np.ones(grid.shape, bool), np.zeros(forecast.shape, bool))
     state[:, -3:] = NO_COVERAGE
     frames = product.ForecastFrames(forecast, state, "convlstm", "f" * 64, "")
-    built = product.build(domain, sequence(grid, pixels), frames, product.Identity(TIME, "hindcast", 1, issue_time))
+    built = product.build(
+        domain, sequence(grid, pixels, interval=interval), frames, product.Identity(TIME, "hindcast", 1, issue_time)
+    )
     return packing.write(built, path)
 
 
@@ -64,7 +69,7 @@ def test_compliance_checker_finds_nothing_to_correct(tmp_path, grid):
 
 def test_compliance_on_the_grids_of_the_real_sources(tmp_path, sample_data):
     for name, grid in real_grids(sample_data).items():
-        write(tmp_path / f"{name}.nc", grid)
+        write(tmp_path / f"{name}.nc", grid, interval=600.0)
         assert_compliant(tmp_path / f"{name}.nc")
 
 
@@ -104,6 +109,7 @@ def test_north_is_up_in_rasterio_and_xarray(tmp_path, grid):
 def test_times_and_values_read_back_with_their_units(tmp_path):
     write(tmp_path / "p.nc", LCC)
     with xr.open_dataset(tmp_path / "p.nc", engine="h5netcdf", decode_timedelta=True) as data:
+        assert {"forecast_reference_time", "forecast_period", "lat", "lon"} <= set(data.rainfall_rate.coords)
         assert data.forecast_reference_time.values == times.to_datetime64(TIME)
         assert data.time.values[0] == np.datetime64("2024-06-01T02:10")
         assert data.forecast_period.values[-1] == np.timedelta64(120, "m")
@@ -119,15 +125,20 @@ def test_times_and_values_read_back_with_their_units(tmp_path):
         assert data.accumulation_time.values[0] == bounds[0, 1]
 
 
-def test_amounts_follow_the_trapezoid_rule(tmp_path):
+def test_amounts_of_instants_and_of_means(tmp_path):
     domain = synthetic_domain(lead_frames=6)
     pixels = corner_rain(LCC)
     forecast = np.repeat(np.zeros_like(pixels)[None], 6, axis=0)  # the rain stops at once
     state = product.lead_states(forecast, np.ones(LCC.shape, bool), np.zeros(forecast.shape, bool))
     frames = product.ForecastFrames(forecast, state, "convlstm", "", "")
-    built = product.build(domain, sequence(LCC, pixels), frames, product.Identity(TIME, "hindcast", 1, TIME))
-    amount = built["rainfall_amount"].values[0, 4, 6] * product.ACCUMULATION_STEP_MM
-    assert amount == pytest.approx(rate_table(ZR(), Scale(), 0.1)[160] / 12, abs=0.03)  # half of ten minutes
+    rate = rate_table(ZR(), Scale(), 0.1)[160]
+    identity = product.Identity(TIME, "hindcast", 1, TIME)
+    for interval, expected in ((0.0, rate / 12), (600.0, 0.0)):  # half of ten minutes; means over past minutes add up
+        built = product.build(domain, sequence(LCC, pixels, interval=interval), frames, identity)
+        amount = built["rainfall_amount"].values[0, 4, 6] * product.ACCUMULATION_STEP_MM
+        assert amount == pytest.approx(expected, abs=0.03)
+        assert built["rainfall_rate"].attrs.get("cell_methods") == ("time: mean" if interval else None)
+        assert ("time_bounds" in built) == bool(interval)
 
 
 @pytest.mark.parametrize("zr", [ZR(a=200, b=1.6), ZR(a=300, b=1.4), ZR(a=58.53, b=1.56), ZR(a=250, b=1.2)])

@@ -66,7 +66,9 @@ def test_bom_rates_are_the_accumulation_over_ten_minutes(sample_data):
     path = sample_data / CASES["bom_rainfields"][0]
     with h5py.File(path) as file:
         millimetres = file["precipitation"][100:110, 200:210] * 0.05
-    np.testing.assert_allclose(READERS["bom_rainfields"].read(path).values[100:110, 200:210], millimetres * 6, rtol=1e-5)
+    np.testing.assert_allclose(
+        READERS["bom_rainfields"].read(path).values[100:110, 200:210], millimetres * 6, rtol=1e-5
+    )
 
 
 def test_bom_codes_that_are_negative_are_not_observed(sample_data):
@@ -106,7 +108,7 @@ def test_fmi_no_echo_and_reflectivity(sample_data):
     import gzip
 
     path = sample_data / CASES["fmi_pgm"][0]
-    raw = np.frombuffer(gzip.open(path).read()[-1226 * 760 :], np.uint8).reshape(1226, 760)
+    raw = np.frombuffer(gzip.decompress(path.read_bytes())[-1226 * 760 :], np.uint8).reshape(1226, 760)
     dbz = READERS["fmi_pgm"].read(path).values
     assert (dbz[raw == 0] == -32).all() and np.isnan(dbz[raw == 255]).all()
     assert dbz[raw == 124][0] == 30.0
@@ -128,7 +130,11 @@ def test_odim_codes_survive_a_round_trip(tmp_path):
 def test_damaged_files_are_bad_input_that_names_the_file(name, damage, sample_data, tmp_path):
     source = sample_data / CASES[name][0]
     raw = source.read_bytes()
-    content = {"truncated": raw[: len(raw) * 6 // 10], "foreign": b"<html>503 try later</html>" * 40, "one byte": b"\x89"}
+    content = {
+        "truncated": raw[: len(raw) * 6 // 10],
+        "foreign": b"<html>503 try later</html>" * 40,
+        "one byte": b"\x89",
+    }
     path = tmp_path / source.name
     path.write_bytes(content[damage])
     with pytest.raises(BadInput, match=path.name.split(".")[0][:20]):
@@ -160,7 +166,13 @@ def test_times_from_names(name, file, time):
 
 
 def test_every_file_of_the_sequences_is_recognised(sample_data):
-    folders = {"bom_66": "bom_rainfields", "knmi": "knmi_hdf5", "mch": "mch_gif", "fmi": "fmi_pgm", "mrms": "mrms_grib2"}
+    folders = {
+        "bom_66": "bom_rainfields",
+        "knmi": "knmi_hdf5",
+        "mch": "mch_gif",
+        "fmi": "fmi_pgm",
+        "mrms": "mrms_grib2",
+    }
     for prefix, name in folders.items():
         files = [p for folder in sample_data.glob(f"{prefix}*") for p in folder.iterdir()]
         assert files and all(READERS[name].time_of(Path(p).name) for p in files)

@@ -57,15 +57,18 @@ def test_sample_data_variable_expands(config, tmp_path):
         ("colour = 1\n", ["colour", "unknown key"]),
         (DOMAIN + "max_gaps = 1\n", ["domains.here.max_gaps", "unknown key"]),
         (DOMAIN.replace("= 10", "= 7"), ["domains.here.cadence_minutes", "7", "5, 6 or 10"]),
-        (DOMAIN.replace("coarsen = 2", "coarsen = 0"), ["domains.here.grid.coarsen", "0", "greater than or equal to 1"]),
+        (DOMAIN.replace("coarsen = 2", "coarsen = 0"), ["domains.here.grid.coarsen", "0", "greater than or equal"]),
         (DOMAIN.replace("coarsen = 2", "spacing_m = 2"), ["domains.here.grid.spacing_m", "unknown key"]),
         (DOMAIN.replace("bom_rainfields", "bom"), ["domains.here.source.reader", "bom", "knmi_hdf5"]),
         (DOMAIN.replace('"gridded"', '"volumes"'), ["domains.here.source", "volumes", "synthetic"]),
         (DOMAIN + "thresholds_mm_h = [0.01, 1]\n", ["domains.here.thresholds_mm_h", "0.1 mm/h"]),
         (DOMAIN + "thresholds_mm_h = [5, 1]\n", ["domains.here.thresholds_mm_h", "rise"]),
         (DOMAIN + "[domains.here.scale]\ndbz_max = 6000\n", ["domains.here.scale.dbz_max", "6000"]),
-        (DOMAIN.replace("native = true, coarsen = 2", "crs = 'EPSG:4326', shape=[64,64], spacing_m=1000, centre=[5,50]"),
+        (DOMAIN.replace("native = true, coarsen = 2", "crs='EPSG:4326', shape=[64,64], spacing_m=1e3, centre=[5,50]"),
          ["domains.here.grid.crs", "metres"]),
+        (DOMAIN + "[domains.here.scale]\ndbz_min = 8\n", ["domains.here", "0.1 mm/h", "scale 8 to 60 dBZ"]),
+        (DOMAIN + "[domains.here.scale]\ndbz_min = 20\ndbz_max = 30\n", ["domains.here", "26 dB"]),
+        ("root = 's3://bucket/x'\n", ["root", "local folder"]),
         ("[domains.'../evil']\ncadence_minutes = 10\n", ["../evil", "lower-case"]),
         ("threads = 'many'\n", ["threads", "many", "integer"]),
         ("x = [", ["not valid TOML"]),
@@ -87,6 +90,14 @@ def test_gridded_source_on_a_grid_of_our_own_is_refused(config):
 def test_unknown_environment_variable_is_an_error(config):
     with pytest.raises(SettingsError, match=r"threds.*unknown key"):
         load(config(DOMAIN), None, {"NOWCAST_THREDS": "2"})
+
+
+def test_variables_of_the_catalog_are_taken_as_they_are(config, tmp_path):
+    text = "catalog = 'postgresql://u:${SECRET}@db/x'\n"
+    assert load(config(text), None, {"SECRET": "a/b"}).catalog == "postgresql://u:a/b@db/x"
+    with pytest.raises(SettingsError, match="SECRET is not set"):
+        load(config(text), None, {})
+    assert load(config("catalog = 'sqlite:///c.sqlite'\n"), None, {}).catalog == f"sqlite:///{tmp_path / 'c.sqlite'}"
 
 
 def test_missing_file_and_unknown_domain(config, tmp_path):

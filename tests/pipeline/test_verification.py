@@ -141,6 +141,16 @@ def test_a_forecast_without_observations_waits_with_a_reason(settings):
     assert "No forecast has been verified yet" in page
 
 
+def test_other_lead_times_than_the_products_are_an_error_for_each_and_not_a_crash(settings):
+    backfill(settings, cycles=2)
+    other = settings_for(settings.root, synthetic_domain(model="optical_flow", lead_frames=2))
+    with Catalog(settings.catalog).write() as connection:
+        connection.execute(sa.update(tables.cycles).values(observations_digest=""))
+    report = operations.verify(other, "small", None, None, NOW)
+    assert len(report.problems) == 2 and "4 leads every 10 minutes" in report.problems[0]
+    assert operations.report(other, "small", None, None, None, NOW).page.is_file()
+
+
 def test_a_changed_product_is_not_scored(settings):
     backfill(settings, cycles=2)
     path = settings.root / "products/small/hindcast/2024/06/01/small_20240601T020000Z_r1.nc"
@@ -158,10 +168,10 @@ def test_unobserved_cells_take_no_part_and_a_missing_forecast_counts_as_dry(sett
     for n in range(-4, 1):  # the west was not covered when the forecast was made
         frame = archive.read(T0 + n * STEP)
         frame.state[:, :16], frame.pixels[:, :16] = 1, 0
-        archive.write(T0 + n * STEP, frame, archive.grid(T0), 0.1)
+        archive.write(T0 + n * STEP, frame, archive.source())
     frame = archive.read(T0 + STEP)  # and the north is not observed at the first lead
     frame.state[:8], frame.pixels[:8] = 1, 0
-    archive.write(T0 + STEP, frame, archive.grid(T0), 0.1)
+    archive.write(T0 + STEP, frame, archive.source())
     operations.run(settings, "small", T0, NOW)
     operations.verify(settings, "small", None, None, NOW)
     _, data = the_sums(settings)

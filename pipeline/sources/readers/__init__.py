@@ -1,6 +1,6 @@
 """Readers of gridded composites: one format per module, one line here.
 
-A reader is a module with ``TIME_OF_NAME`` (pattern and time of a file name) and ``read(path, limit)``.
+Each module offers a ``READER``: how a file name gives its time, and how a file is decoded (``contract.Reader``).
 """
 
 from pipeline.sources.readers import bom_rainfields, fmi_pgm, knmi_hdf5, mch_gif, mrms_grib2, odim_comp

@@ -28,6 +28,10 @@ def read(path: Path) -> RainField:
         raw = data[:]
         scale, offset = number(data.attrs["scale_factor"]), number(data.attrs["add_offset"])
         start, end = int(number(file["start_time"][()])), int(number(file["valid_time"][()]))
+        if file["x"].shape != (columns,) or file["y"].shape != (rows,) or min(rows, columns) < 2:
+            raise BadInput(
+                f"{path.name}: x {file['x'].shape} and y {file['y'].shape} do not fit {rows} x {columns} cells"
+            )
         x, y = file["x"][:], file["y"][:]
         metres = {"km": 1000.0, "m": 1.0}[text(file["x"].attrs["units"])]
         mapping = {k: v for k, v in file["proj"].attrs.items() if k != "_Netcdf4Dimid"}
@@ -47,7 +51,7 @@ def read(path: Path) -> RainField:
         dx=float(x[-1] - x[0]) / (columns - 1) * metres,
         dy=float(y[0] - y[-1]) / (rows - 1) * metres,
     )
-    return RainField(rate, "rain_rate", grid, datetime.fromtimestamp(end, UTC), scale / hours)
+    return RainField(rate, "rain_rate", grid, datetime.fromtimestamp(end, UTC), scale / hours, hours * 3600)
 
 
 @lru_cache(maxsize=16)

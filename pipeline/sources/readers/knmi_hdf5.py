@@ -52,7 +52,7 @@ def read(path: Path) -> RainField:
         dx=dx * 1000,
         dy=-dy * 1000,
     )
-    return RainField(rate, "rain_rate", grid, end, gain / hours)
+    return RainField(rate, "rain_rate", grid, end, gain / hours, hours * 3600)
 
 
 def _in_metres(proj4: str) -> str:

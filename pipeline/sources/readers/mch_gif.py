@@ -50,7 +50,7 @@ def read(path: Path) -> RainField:
     time = datetime.strptime(found.group(1), "%y%j%H%M").replace(tzinfo=UTC)
     rates = _rates()
     grid = Grid("EPSG:21781", _SHAPE, _WEST_EDGE + _CELL / 2, _NORTH_EDGE - _CELL / 2, _CELL, _CELL)
-    return RainField(rates[index], "rain_rate", grid, time, float(rates[_LOWEST]))
+    return RainField(rates[index], "rain_rate", grid, time, float(rates[_LOWEST]), 3600 / _PER_HOUR)
 
 
 READER = Reader(re.compile(r"AQC(?P<time>\d{9})[A-Z]_\d{5}\.\d{3}\.gif"), "%y%j%H%M", read)

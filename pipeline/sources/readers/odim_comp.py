@@ -39,6 +39,7 @@ def read(path: Path) -> RainField:
         grid = _grid(file["where"].attrs, raw.shape)
         gain, offset = number(coding.get("gain", 1.0)), number(coding.get("offset", 0.0))
         codes = {k: number(coding[k]) for k in ("nodata", "undetect") if k in coding}
+    coded = np.issubdtype(raw.dtype, np.integer)  # a step of the packing is then the smallest rain it can tell
     values = raw.astype(np.float32) * np.float32(gain) + np.float32(offset)
     kind = _KINDS[quantity]
     if "undetect" in codes:
@@ -49,8 +50,8 @@ def read(path: Path) -> RainField:
         hours = (end - start).total_seconds() / 3600
         if not 0 < hours <= 24:
             raise BadInput(f"{path.name}: accumulation from {start} to {end} is not a period of at most a day")
-        return RainField(values / np.float32(hours), kind, grid, end, 0.0)
-    return RainField(values, kind, grid, nominal, 0.0)
+        return RainField(values / np.float32(hours), kind, grid, end, gain / hours * coded, hours * 3600)
+    return RainField(values, kind, grid, nominal, gain * coded if kind == "rain_rate" else 0.0)
 
 
 def _merged(dataset: h5py.Group, data: h5py.Group) -> dict[str, object]:
