@@ -4,23 +4,19 @@ The only place where frames become tensors and back, and where the fallback chai
 model -> optical flow -> last frame.
 """
 
-import json
 import logging
 import time as clock
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from pipeline import catalog as tables
-from pipeline import packing, product, times
-from pipeline.catalog import Catalog, Lease, Row
+from pipeline import product, publish, times
+from pipeline.catalog import Catalog, Lease
 from pipeline.errors import LeaseLost, ModelRefused, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
@@ -52,27 +48,6 @@ class Methods:
     refused: str
     optical_flow: "Forecaster"
     last_frame: "Forecaster"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one cycle.
-
-    Attributes:
-        state: published, unchanged (it stood already), skipped (no forecast, with a reason) or held (by another
-            process).
-        method: what made the product.
-        reason: why it was skipped, or why it is not the model's.
-        path: of the product, below the root.
-    """
-
-    reference_time: datetime
-    state: str
-    method: str = ""
-    reason: str = ""
-    path: str = ""
-    content_digest: str = ""
-    stages: dict[str, float] = field(default_factory=dict)
 
 
 def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: float) -> Methods:
@@ -143,7 +118,7 @@ def issue(
     reference_times: list[datetime],
     kind: str,
     now: datetime,
-) -> list[Outcome]:
+) -> list[publish.Outcome]:
     """Forecast and publish a batch of cycles; each stands or falls by itself.
 
     Args:
@@ -152,29 +127,29 @@ def issue(
         now: the wall clock, from the edge.
     """
     archive = Archive(store, domain)
-    outcomes: dict[datetime, Outcome] = {}
+    outcomes: dict[datetime, publish.Outcome] = {}
     with ExitStack() as held:
         sequences: dict[datetime, tuple[InputSequence, Lease, float]] = {}
         for time in reference_times:
             lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
-            standing = _standing(catalog, domain, kind, time)
+            standing = publish.recorded(catalog, domain, kind, time)
             if standing is not None and standing["state"] == "published":
-                outcomes[time] = _outcome(standing, "unchanged")
-                _point_latest(store, catalog, domain, standing)
+                outcomes[time] = publish.outcome(standing, "unchanged")
+                publish.point_latest(store, catalog, domain, standing)
                 continue
             if lease is None:
-                outcomes[time] = Outcome(time, "held", reason="another process works on it")
+                outcomes[time] = publish.Outcome(time, "held", reason="another process works on it")
                 continue
             started = clock.perf_counter()
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
                     sequence = read_sequence(archive, domain, time)
-                    adopted = _adopt(domain, store, catalog, lease, sequence, kind)
+                    adopted = publish.adopt(domain, store, catalog, lease, sequence, kind)
                 except NotForecast as err:
-                    outcomes[time] = _skip(domain, store, catalog, lease, time, kind, now, str(err))
+                    outcomes[time] = publish.skip(domain, store, catalog, lease, time, kind, now, str(err))
                     continue
                 except LeaseLost as err:
-                    outcomes[time] = Outcome(time, "held", reason=str(err))
+                    outcomes[time] = publish.Outcome(time, "held", reason=str(err))
                     continue
                 if sequence.is_frozen:
                     log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
@@ -190,9 +165,9 @@ def issue(
             stages = {"read": reading, "forecast": share}
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
-                    outcomes[time] = _publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
+                    outcomes[time] = publish.publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
                 except LeaseLost as err:
-                    outcomes[time] = Outcome(time, "held", reason=str(err))
+                    outcomes[time] = publish.Outcome(time, "held", reason=str(err))
                 log.info("%s by %s", outcomes[time].state, outcomes[time].method)
     return [outcomes[time] for time in reference_times]
 
@@ -201,15 +176,7 @@ def issue(
 _Run = tuple[Pixels, NDArray[np.bool_]]
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Forecasts of one cycle: the one to publish, and the baselines beside it."""
-
-    frames: product.ForecastFrames
-    baselines: dict[str, Pixels | None]
-
-
-def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[_Made]:
+def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[publish.Made]:
     reasons = [_why_not_model(methods, sequence) for sequence in sequences]
     ready = [n for n, reason in enumerate(reasons) if not reason]
     networks: dict[int, _Run] = {}
@@ -248,7 +215,9 @@ def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
     return ""
 
 
-def _choose(domain: Domain, methods: Methods, sequence: InputSequence, network: "_Run | None", reason: str) -> _Made:
+def _choose(
+    domain: Domain, methods: Methods, sequence: InputSequence, network: "_Run | None", reason: str
+) -> publish.Made:
     """The fallback chain, the only place where it is decided."""
     present = [t not in sequence.missing_times for t in _instants(domain, sequence)]
     recent = next((n for n, there in enumerate(reversed(present)) if not there), len(present))
@@ -266,7 +235,7 @@ def _choose(domain: Domain, methods: Methods, sequence: InputSequence, network: 
     pixels, extrapolated = chosen
     state = product.lead_states(pixels, sequence.observed[-1], extrapolated)
     frames = product.ForecastFrames(pixels, state, method, checksum, reason)
-    return _Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0], LAST_FRAME: last[0]})
+    return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0], LAST_FRAME: last[0]})
 
 
 def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
@@ -295,159 +264,3 @@ def _run(
         made[n][made[n] < floor] = 0
         made[n][:, ~sequence.observed[-1]] = 0
     return list(zip(made, flags, strict=True))
-
-
-def _publish(
-    domain: Domain,
-    store: Store,
-    catalog: Catalog,
-    lease: Lease,
-    sequence: InputSequence,
-    made: _Made,
-    kind: str,
-    now: datetime,
-    stages: dict[str, float],
-) -> Outcome:
-    """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` comes last."""
-    started = clock.perf_counter()
-    time = sequence.reference_time
-    identity = product.Identity(time, kind, 1, now)
-    path = store.product(domain.name, kind, time, identity.revision)
-    beside = store.baselines(path)
-    baselines = product.build_baselines(made.baselines, domain.leads, sequence.pixels.shape[-2:])
-    with store.new_file(path) as new_product, store.new_file(beside) as new_baselines:
-        packing.write(baselines, new_baselines)
-        packing.write(product.build(domain, sequence, made.frames, identity), new_product)
-        row = cycle_row(domain, store.relative(path), new_product, new_baselines)
-        stages = {**stages, "write": clock.perf_counter() - started}
-        row |= {"issue_time": now.timestamp(), "stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
-        with catalog.write() as connection:
-            lease.check(connection)
-            store.put(new_baselines, beside)
-            store.put(new_product, path)
-            catalog.upsert(connection, tables.cycles, [row])
-    _point_latest(store, catalog, domain, row)
-    return _outcome(row, "published")
-
-
-def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
-    """The catalog row of a product, from the file and its companion; both are read back whole.
-
-    Raises:
-        ValueError, OSError: one of them is not whole.
-    """
-    data = packing.read_packed(path)
-    correlation = str(data.attrs["input_correlation"])
-    return {
-        "domain": domain.name,
-        "reference_time": times.seconds(times.parse_time(data.attrs["reference_time"])),
-        "kind": str(data.attrs["kind"]),
-        "revision": int(data.attrs["revision"]),
-        "state": "published",
-        "method": str(data.attrs["method"]),
-        "reason": str(data.attrs["fallback_reason"]),
-        "path": relative,
-        "content_digest": packing.checked_digest(data, path),
-        "baselines_digest": packing.checked_digest(packing.read_packed(baselines), baselines),
-        "inputs_digest": str(data.attrs["inputs_digest"]),
-        "model_checksum": str(data.attrs["model_checksum_sha256"]),
-        "correlation": float(correlation) if correlation else None,
-        "issue_time": path.stat().st_mtime,
-        "stages": "",
-        "verified": "",
-        "verified_reason": "",
-        "observations_digest": "",
-    }
-
-
-def _adopt(
-    domain: Domain, store: Store, catalog: Catalog, lease: Lease, sequence: InputSequence, kind: str
-) -> Outcome | None:
-    """Record a whole product that a killed process left without a row."""
-    path = store.product(domain.name, kind, sequence.reference_time, 1)
-    if not path.is_file():
-        return None
-    try:
-        row = cycle_row(domain, store.relative(path), path, store.baselines(path))
-    except (OSError, ValueError, KeyError):
-        return None  # not whole; it is made again
-    _commit(catalog, lease, row)
-    _point_latest(store, catalog, domain, row)
-    log.info("adopted %s", path.name)
-    return _outcome(row, "published")
-
-
-def _skip(
-    domain: Domain,
-    store: Store,
-    catalog: Catalog,
-    lease: Lease,
-    time: datetime,
-    kind: str,
-    now: datetime,
-    reason: str,
-) -> Outcome:
-    """A missing forecast is a recorded fact with a reason; a later run may still make it."""
-    row: Row = {column.name: "" for column in tables.cycles.columns}
-    row |= {
-        "domain": domain.name,
-        "reference_time": times.seconds(time),
-        "kind": kind,
-        "revision": 1,
-        "state": "skipped",
-        "reason": reason,
-        "correlation": None,
-        "issue_time": now.timestamp(),
-    }
-    standing = _standing(catalog, domain, kind, time)
-    if standing is None or standing["reason"] != reason:
-        store.append_journal(now, {"event": "skipped", "cycle": row})
-        try:
-            _commit(catalog, lease, row)
-        except LeaseLost as err:
-            return Outcome(time, "held", reason=str(err))
-    return Outcome(time, "skipped", reason=reason)
-
-
-def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
-    with catalog.write() as connection:
-        lease.check(connection)
-        catalog.upsert(connection, tables.cycles, [row])
-
-
-def _point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
-    """Move the hint to an issued product forward, never backward; the catalog's write lock keeps two apart."""
-    if row["kind"] != "issued":
-        return
-    path = store.latest(domain.name)
-    time = tables.from_seconds(row["reference_time"])
-    with catalog.write():
-        try:
-            if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
-                return
-        except (ValueError, KeyError):
-            log.warning("%s is damaged and is written again", path)
-        with store.publish(path) as temporary:
-            hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
-            temporary.write_text(json.dumps(hint) + "\n")
-
-
-def _standing(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:
-    c = tables.cycles.c
-    query = sa.select(tables.cycles).where(
-        c.domain == domain.name, c.kind == kind, c.reference_time == times.seconds(time)
-    )
-    rows = catalog.read(query.order_by(c.revision.desc()))
-    return rows[0] if rows else None
-
-
-def _outcome(row: Row, state: str) -> Outcome:
-    return Outcome(
-        reference_time=tables.from_seconds(row["reference_time"]),
-        state=state,
-        method=row["method"],
-        reason=row["reason"],
-        path=row["path"],
-        content_digest=row["content_digest"],
-        stages=json.loads(row["stages"] or "{}"),
-    )

@@ -12,7 +12,7 @@ from pipeline.catalog import Catalog, Row
 from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
-from pipeline.nowcast import cycle_row
+from pipeline.publish import cycle_row
 from pipeline.settings import Domain
 from pipeline.storage import Store
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from models import checkpoint, zoo
 from pipeline import catalog as tables
-from pipeline import nowcast, operations, product, times
+from pipeline import nowcast, operations, product, publish, times
 from pipeline.catalog import Catalog
 from pipeline.errors import LeaseLost, NotForecast
 from pipeline.frames.archive import Archive
@@ -163,8 +163,8 @@ def test_who_lost_the_lease_replaces_nothing(settings, monkeypatch):
     before = digests(settings)
     path = settings.root / "products/small/hindcast/2024/06/01/small_20240601T020000Z_r1.nc"
     inode = path.stat().st_ino
-    monkeypatch.setattr(nowcast, "_standing", lambda *_: None)  # as it looked before the other process published
-    monkeypatch.setattr(nowcast, "_adopt", lambda *_: None)
+    monkeypatch.setattr(publish, "recorded", lambda *_: None)  # as it looked before the other process published
+    monkeypatch.setattr(publish, "adopt", lambda *_: None)
 
     def lost(self, connection):
         raise LeaseLost("taken over")

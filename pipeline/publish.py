@@ -1,0 +1,208 @@
+"""Publication of a forecast: written beside, read back, renamed and recorded under the lease; or why there is none."""
+
+import json
+import logging
+import time as clock
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import packing, product, times
+from pipeline.catalog import Catalog, Lease, Row
+from pipeline.errors import LeaseLost
+from pipeline.frames.grayscale import Pixels
+from pipeline.frames.sequences import InputSequence
+from pipeline.settings import Domain
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one cycle.
+
+    Attributes:
+        state: published, unchanged (it stood already), skipped (no forecast, with a reason) or held (by another
+            process).
+        method: what made the product.
+        reason: why it was skipped, or why it is not the model's.
+        path: of the product, below the root.
+    """
+
+    reference_time: datetime
+    state: str
+    method: str = ""
+    reason: str = ""
+    path: str = ""
+    content_digest: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Forecasts of one cycle: the one to publish, and the baselines beside it."""
+
+    frames: product.ForecastFrames
+    baselines: dict[str, Pixels | None]
+
+
+def publish(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    lease: Lease,
+    sequence: InputSequence,
+    made: Made,
+    kind: str,
+    now: datetime,
+    stages: dict[str, float],
+) -> Outcome:
+    """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` comes last."""
+    started = clock.perf_counter()
+    time = sequence.reference_time
+    identity = product.Identity(time, kind, 1, now)
+    path = store.product(domain.name, kind, time, identity.revision)
+    beside = store.baselines(path)
+    baselines = product.build_baselines(made.baselines, domain.leads, sequence.pixels.shape[-2:])
+    with store.new_file(path) as new_product, store.new_file(beside) as new_baselines:
+        packing.write(baselines, new_baselines)
+        packing.write(product.build(domain, sequence, made.frames, identity), new_product)
+        row = cycle_row(domain, store.relative(path), new_product, new_baselines)
+        stages = {**stages, "write": clock.perf_counter() - started}
+        row |= {"issue_time": now.timestamp(), "stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
+        with catalog.write() as connection:
+            lease.check(connection)
+            store.put(new_baselines, beside)
+            store.put(new_product, path)
+            catalog.upsert(connection, tables.cycles, [row])
+    point_latest(store, catalog, domain, row)
+    return outcome(row, "published")
+
+
+def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
+    """The catalog row of a product, from the file and its companion; both are read back whole.
+
+    Raises:
+        ValueError, OSError: one of them is not whole.
+    """
+    data = packing.read_packed(path)
+    correlation = str(data.attrs["input_correlation"])
+    return {
+        "domain": domain.name,
+        "reference_time": times.seconds(times.parse_time(data.attrs["reference_time"])),
+        "kind": str(data.attrs["kind"]),
+        "revision": int(data.attrs["revision"]),
+        "state": "published",
+        "method": str(data.attrs["method"]),
+        "reason": str(data.attrs["fallback_reason"]),
+        "path": relative,
+        "content_digest": packing.checked_digest(data, path),
+        "baselines_digest": packing.checked_digest(packing.read_packed(baselines), baselines),
+        "inputs_digest": str(data.attrs["inputs_digest"]),
+        "model_checksum": str(data.attrs["model_checksum_sha256"]),
+        "correlation": float(correlation) if correlation else None,
+        "issue_time": path.stat().st_mtime,
+        "stages": "",
+        "verified": "",
+        "verified_reason": "",
+        "observations_digest": "",
+    }
+
+
+def adopt(
+    domain: Domain, store: Store, catalog: Catalog, lease: Lease, sequence: InputSequence, kind: str
+) -> Outcome | None:
+    """Record a whole product that a killed process left without a row."""
+    path = store.product(domain.name, kind, sequence.reference_time, 1)
+    if not path.is_file():
+        return None
+    try:
+        row = cycle_row(domain, store.relative(path), path, store.baselines(path))
+    except (OSError, ValueError, KeyError):
+        return None  # not whole; it is made again
+    _commit(catalog, lease, row)
+    point_latest(store, catalog, domain, row)
+    log.info("adopted %s", path.name)
+    return outcome(row, "published")
+
+
+def skip(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    lease: Lease,
+    time: datetime,
+    kind: str,
+    now: datetime,
+    reason: str,
+) -> Outcome:
+    """A missing forecast is a recorded fact with a reason; a later run may still make it."""
+    row: Row = {column.name: "" for column in tables.cycles.columns}
+    row |= {
+        "domain": domain.name,
+        "reference_time": times.seconds(time),
+        "kind": kind,
+        "revision": 1,
+        "state": "skipped",
+        "reason": reason,
+        "correlation": None,
+        "issue_time": now.timestamp(),
+    }
+    standing = recorded(catalog, domain, kind, time)
+    if standing is None or standing["reason"] != reason:
+        store.append_journal(now, {"event": "skipped", "cycle": row})
+        try:
+            _commit(catalog, lease, row)
+        except LeaseLost as err:
+            return Outcome(time, "held", reason=str(err))
+    return Outcome(time, "skipped", reason=reason)
+
+
+def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
+    with catalog.write() as connection:
+        lease.check(connection)
+        catalog.upsert(connection, tables.cycles, [row])
+
+
+def point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
+    """Move the hint to an issued product forward, never backward; the catalog's write lock keeps two apart."""
+    if row["kind"] != "issued":
+        return
+    path = store.latest(domain.name)
+    time = tables.from_seconds(row["reference_time"])
+    with catalog.write():
+        try:
+            if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
+                return
+        except (ValueError, KeyError):
+            log.warning("%s is damaged and is written again", path)
+        with store.publish(path) as temporary:
+            hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
+            temporary.write_text(json.dumps(hint) + "\n")
+
+
+def recorded(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:
+    """The newest row of a cycle; None if nothing is recorded of it."""
+    c = tables.cycles.c
+    query = sa.select(tables.cycles).where(
+        c.domain == domain.name, c.kind == kind, c.reference_time == times.seconds(time)
+    )
+    rows = catalog.read(query.order_by(c.revision.desc()))
+    return rows[0] if rows else None
+
+
+def outcome(row: Row, state: str) -> Outcome:
+    """What a row says became of its cycle."""
+    return Outcome(
+        reference_time=tables.from_seconds(row["reference_time"]),
+        state=state,
+        method=row["method"],
+        reason=row["reason"],
+        path=row["path"],
+        content_digest=row["content_digest"],
+        stages=json.loads(row["stages"] or "{}"),
+    )
