@@ -176,7 +176,8 @@ def report(
         else:
             from pipeline import operations
 
-            page = operations.report(settings, domain, start, end, folder, now())
+            with console.err.status("writing the page"):
+                page = operations.report(settings, domain, start, end, folder, now())
         console.print_page(page, as_json)
 
 

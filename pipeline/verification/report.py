@@ -122,10 +122,11 @@ def _sums(store: Store, catalog: Catalog, domain: Domain, cycles: list[Row]) -> 
             while name in found and not files.same_layout(found[name][0], data):
                 name += ", other settings"
             found.setdefault(name, []).append(data.isel(reference_time=keep))
-    return {
+    joined = {
         key: xr.concat(parts, dim="reference_time", combine_attrs="override", data_vars="minimal")
         for key, parts in found.items()
     }
+    return dict(sorted(joined.items(), key=lambda item: -item[1].sizes["reference_time"]))
 
 
 def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:

@@ -71,11 +71,15 @@ def verify(
             if lease is None:
                 result.waiting += len(rows)
                 continue
+            before = result.scored + len(result.failed)
+
+            def show(n: int, before: int = before) -> None:
+                progress(before + n, total)
+
             try:
-                _verify_file(domain, store, catalog, archive, lease, path, rows, result)
+                _verify_file(domain, store, catalog, archive, lease, path, rows, result, show)
             except LeaseLost:
                 result.waiting += len(rows)
-        progress(result.scored, total)
     return result
 
 
@@ -94,10 +98,12 @@ def _verify_file(
     path: Path,
     rows: list[tuple[Row, str]],
     result: VerifyResult,
+    progress: Callable[[int], None],
 ) -> None:
     made, marked = [], []
     methods: list[str] = []
-    for row, digest in rows:
+    for n, (row, digest) in enumerate(rows):
+        progress(n)
         try:
             sums, methods = _score(domain, store, archive, row)
         except (OSError, ValueError, KeyError) as err:
@@ -135,6 +141,7 @@ def _verify_file(
             store.put(temporary, path)
             catalog.upsert(connection, tables.scores, [file_row])
             catalog.upsert(connection, tables.cycles, marked)
+    progress(len(rows))
     result.scored += len(made)
     result.files.append(store.relative(path))
 
