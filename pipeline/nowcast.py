@@ -59,7 +59,8 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
     network: Any = None
     checksum, refused = "", ""
     try:
-        network, checksum = _load_model(domain, store, grid_spacing_m)
+        if domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
+            network, checksum = _load_model(domain, store, grid_spacing_m)
     except ModelRefused as err:
         refused = str(err)
         log.warning("model refused, optical flow serves: %s", refused)
@@ -76,8 +77,6 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
 def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, str]:
     from models import checkpoint
 
-    if domain.model in {OPTICAL_FLOW, LAST_FRAME}:
-        raise ModelRefused(f"the domain asks for {domain.model}")
     try:
         network, card = checkpoint.load(checkpoint.find(domain.model, (store.models(),)))
     except checkpoint.CheckpointError as err:

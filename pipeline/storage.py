@@ -141,10 +141,11 @@ class Store:
         line = json.dumps({"recorded_at": times.iso(now), **entry}, sort_keys=True, default=str)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                # the leading newline ends a line that a crash cut off
-                os.write(descriptor, f"\n{line}\n".encode())
+                size = os.fstat(descriptor).st_size
+                cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a crash
+                os.write(descriptor, f"{chr(10) * cut_off}{line}\n".encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
