@@ -65,10 +65,4 @@ def as_task(function: Callable[..., Any]) -> Callable[..., Any]:
 def _world_failed(task: Any, run: Any, state: Any) -> bool:
     from pipeline.errors import StoreUnavailable
 
-    try:
-        state.result()
-    except (StoreUnavailable, OSError):
-        return True
-    except Exception:
-        return False
-    return False
+    return isinstance(state.result(raise_on_failure=False), StoreUnavailable | OSError)

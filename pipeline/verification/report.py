@@ -203,7 +203,14 @@ def _sentences(common: pd.DataFrame) -> list[str]:
     thresholds = [t for t in (0.5, 5.0) if t in set(common.threshold_mm_h)] or [common.threshold_mm_h.min()]
     for threshold in thresholds:
         for lead in _nearest_leads(common, (30, 60)):
-            part = common[(common.threshold_mm_h == threshold) & (common.lead_minutes == lead)].set_index("method").csi
+            here = common[(common.threshold_mm_h == threshold) & (common.lead_minutes == lead)]
+            part = here.set_index("method").csi
+            if not here.pairs.any():
+                said.append(
+                    f"{lead} min, {threshold:g} mm/h: no pixel where {', '.join(methods)} and the observation "
+                    "all have a value; nothing to compare."
+                )
+                continue
             if part.isna().all():
                 said.append(f"{lead} min, {threshold:g} mm/h: no event was observed or forecast; nothing to measure.")
                 continue

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import operations
+from pipeline import nowcast, operations
 from pipeline.catalog import Catalog
 from pipeline.frames.archive import Archive
 from pipeline.packing import read_digest
@@ -195,6 +195,18 @@ def test_page_is_self_contained_and_csv_holds_every_score(settings, tmp_path):
     table = pd.read_csv(written.scores)
     assert len(table) == 2 * 2 * 4 * 5  # methods, pixel sets, leads, thresholds
     assert {"csi", "pod", "far", "hss", "bias", "mse", "mae", "correlation"} <= set(table.columns)
+
+
+def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(settings, tmp_path):
+    # before T0 there is no frame, so that only the last frame can serve
+    operations.ingest(settings, "small", T0, T0 + 4 * STEP, NOW)
+    store, catalog = operations.open_root(settings)
+    domain = settings.domain("small")
+    nowcast.issue(domain, store, catalog, lambda m: nowcast.load_methods(domain, store, 1, m), [T0], "hindcast", NOW)
+    operations.verify(settings, "small", None, None, NOW)
+    page = operations.report(settings, "small", None, None, tmp_path, NOW).page.read_text()
+    assert "no pixel where last_frame, optical_flow and the observation all have a value" in page
+    assert "no event was observed" not in page
 
 
 def test_the_page_escapes_what_comes_from_outside(settings, tmp_path):
