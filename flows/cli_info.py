@@ -4,7 +4,6 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from flows import console
 from flows.cli_options import AsJson, Changes, Config, UnusedConfig, load_settings
@@ -30,7 +29,7 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         if as_json:
             console.print_json(rows)
             return
-        table = Table("domain", "frames", "newest frame", "forecasts", "skipped", "verified", "quarantined", box=None)
+        table = console.table("domain", "frames", "newest frame", "forecasts", "skipped", "verified", "unusable")
         for row in rows:
             forecasts = "\n".join(f"{n} {method}" for method, n in row.forecasts.items()) or "none"
             verified = "\n".join(f"{n} {state}" for state, n in row.verified.items())
@@ -41,12 +40,12 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
                 escape(forecasts),
                 str(row.skipped),
                 verified,
-                str(row.quarantined),
+                str(row.unusable),
             )
         out.print(table)
         for row in rows:
             if row.newest_problem:
-                out.print(f"[yellow]{row.domain}:[/] newest quarantine: {escape(row.newest_problem)}")
+                out.print(f"[yellow]{row.domain}:[/] newest unusable file: {escape(row.newest_problem)}")
         if not rows:
             out.print("no domain is configured; give a settings file with --config")
 
@@ -60,7 +59,7 @@ def networks_list(config: UnusedConfig = None, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json(rows)
         return
-    table = Table("name", "parameters", "input", "output", "source", box=None)
+    table = console.table("name", "parameters", "input", "output", "source")
     for row in rows:
         shapes = (" x ".join(map(str, row[key][1:])) for key in ("input_shape", "output_shape"))
         table.add_row(row["name"], f"{row['parameters']:,}", *shapes, row["source"])
@@ -97,7 +96,7 @@ def models_list(config: Config = None, changes: Changes = None, as_json: AsJson 
         if as_json:
             console.print_json(rows)
             return
-        table = Table("name", "where", "network", "cadences (min)", "spacing (m)", "checksum", box=None)
+        table = console.table("name", "where", "network", "cadences (min)", "spacing (m)", "checksum")
         for row in rows:
             cadences = ", ".join(map(str, row["cadences_minutes"]))
             spacing = " to ".join(f"{s:g}" for s in row["spacing_m"])
@@ -140,10 +139,13 @@ def catalog_upgrade(config: Config = None, changes: Changes = None, as_json: AsJ
 def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
     """Make the catalog again from the stores and the journal. Latencies and arrival times are lost."""
     with errors_to_exit_codes():
+        from pipeline.catalog import set_aside_damaged
         from pipeline.operations import open_root
         from pipeline.rebuild import rebuild
 
         settings = load_settings(config, changes)
+        for kept in set_aside_damaged(settings.catalog):
+            console.err.print(f"[yellow]note:[/] the catalog was damaged; kept as {escape(str(kept))}")
         store, catalog = open_root(settings)
         with console.progress_bars(as_json) as progress:
             result = rebuild(list(settings.domains.values()), store, catalog, progress)
@@ -171,7 +173,7 @@ def config_show(config: Config = None, changes: Changes = None, as_json: AsJson 
         if as_json:
             console.print_json([{"key": k, "value": v, "origin": o} for k, v, o in rows])
             return
-        table = Table("key", "value", "origin", box=None, pad_edge=False)
+        table = console.table("key", "value", "origin")
         for row in rows:
             table.add_row(*map(escape, row))
         out.print(table)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pipeline.errors import NotForecast, NowcastError, SettingsError, StoreUnavailable
 
@@ -27,6 +28,7 @@ class Exit(IntEnum):
     USAGE = 2
     PARTLY = 3
     UNREACHABLE = 4
+    INTERRUPTED = 130
 
 
 @contextmanager
@@ -40,6 +42,9 @@ def errors_to_exit_codes() -> Iterator[None]:
         _fail(error, Exit.USAGE)
     except NowcastError as error:
         _fail(error, Exit.PARTLY)
+    except KeyboardInterrupt:
+        err.print("[red]interrupted:[/] what was finished stands; the same command goes on from there")
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def _fail(error: Exception, code: Exit) -> None:
@@ -69,6 +74,14 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
+
+
+def table(*columns: str) -> Table:
+    """A table that folds long values, never cuts them: they are there to be copied."""
+    made = Table(box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
 
 
 def print_json(data: Any) -> None:
@@ -114,7 +127,7 @@ def report_lines(report: Any) -> list[str]:
         i = report.ingest
         rest = f", {i.duplicates} duplicates" * bool(i.duplicates) + f", {i.off_axis} off the axis" * bool(i.off_axis)
         lines.append(
-            f"ingest   {i.framed} new frames, {i.unchanged} known, {len(i.quarantined)} quarantined{rest}"
+            f"ingest   {i.framed} new frames, {i.unchanged} known, {len(i.quarantined)} unusable{rest}"
             + seconds.get("ingest", "")
         )
     if report.cycles:

@@ -1,5 +1,6 @@
 """How a command meets Prefect: through a running server if one answers, bare otherwise."""
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -37,6 +38,7 @@ def prefect_settings(root: Path, api_url: str | None) -> Iterator[None]:
     os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "INFO")
     if api_url is None:
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the server says nothing
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # the heartbeat thread is joined for a second at the end of every flow

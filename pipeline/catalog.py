@@ -6,10 +6,11 @@ SQLite is embedded, for one machine. Times are whole seconds since 1970 (instant
 import logging
 import os
 import socket
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 SCHEMA = "0001"
 LEASE_S = 30.0
 BUSY_S = 10.0
+# a volume in one of these states is looked at again by a later ingest
+RETRIED = ("future", "unreadable")
 
 metadata = sa.MetaData()
 
@@ -175,6 +178,8 @@ class Catalog:
             yield
         except (OperationalError, SQLAlchemyError) as err:
             cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
+            if type(getattr(err, "orig", None)) is sqlite3.DatabaseError:  # what SQLite raises for a damaged file
+                cause += "; `nowcast catalog rebuild` keeps it aside and makes a new one from the stores"
             raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} cannot be used: {cause}") from err
 
     def _check_schema(self) -> None:
@@ -182,14 +187,7 @@ class Catalog:
         if found is None:
             upgrade(self.url)
         elif found != SCHEMA:
-            raise StoreUnavailable(
-                f"the catalog {hide_secrets(self.url)} has schema {found}, this version uses {SCHEMA}; "
-                + (
-                    "run `nowcast catalog upgrade`"
-                    if found < SCHEMA
-                    else "it was made by a newer version of nowcast, use that one"
-                )
-            )
+            raise _other_schema(self.url, found)
 
 
 class Lease:
@@ -259,6 +257,9 @@ def upgrade(url: str) -> str:
 
     engine = _engine(url)
     try:
+        found = schema_version(engine)
+        if found is not None and found > SCHEMA:
+            raise _other_schema(url, found)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with engine.begin() as connection:  # holds SQLite's write lock, so the others wait and then find the tables
@@ -270,6 +271,35 @@ def upgrade(url: str) -> str:
     finally:
         engine.dispose()
     return SCHEMA
+
+
+def set_aside_damaged(url: str) -> list[Path]:
+    """Rename an SQLite catalog that cannot be read, with its write-ahead log, so that a new one can be made.
+
+    Returns:
+        The new names; none if the catalog is whole, absent or not a file.
+    """
+    database = sa.make_url(url).database if url.startswith("sqlite:") else None
+    if not database or not Path(database).is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(database, timeout=BUSY_S)) as connection:
+            if connection.execute("PRAGMA quick_check").fetchone() == ("ok",):
+                return []
+    except sqlite3.OperationalError as err:  # locked, or no access: not damaged as far as we know
+        raise StoreUnavailable(f"the catalog {database} cannot be used: {err}") from err
+    except sqlite3.DatabaseError as err:
+        log.warning("the catalog %s is damaged: %s", database, err)
+    mark = f".damaged-{uuid.uuid4().hex[:8]}"
+    parts = [Path(database + end) for end in ("", "-wal", "-shm") if Path(database + end).is_file()]
+    return [part.rename(part.with_name(part.name + mark)) for part in parts]
+
+
+def _other_schema(url: str, found: str) -> StoreUnavailable:
+    advice = (
+        "run `nowcast catalog upgrade`" if found < SCHEMA else "it was made by a newer version of nowcast, use that one"
+    )
+    return StoreUnavailable(f"the catalog {hide_secrets(url)} has schema {found}, this version uses {SCHEMA}; {advice}")
 
 
 def _engine(url: str) -> sa.Engine:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
-from pipeline.errors import BadInput, NowcastError
+from pipeline.errors import BadInput, NowcastError, SettingsError
 from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
 from pipeline.settings import Domain, NativeGrid
@@ -30,10 +30,6 @@ FUTURE_TOLERANCE = timedelta(minutes=2)
 Progress = Callable[[int, int], None]
 
 
-# a volume in one of these states is looked at again at every ingest
-RETRIED = ("future", "unreadable")
-
-
 @dataclass
 class IngestResult:
     """What one ingest did. ``quarantined`` pairs keys with reasons, also of files that will be tried again."""
@@ -46,7 +42,7 @@ class IngestResult:
 
 
 class _LaterPerhaps(Exception):
-    """The item may be usable another time: ``state`` is one of RETRIED."""
+    """The item may be usable another time: ``state`` is one of ``catalog.RETRIED``."""
 
     def __init__(self, state: str, reason: str) -> None:
         super().__init__(reason)
@@ -68,7 +64,7 @@ def ingest(
 
     Raises:
         StoreUnavailable: the source, the archive or the catalog cannot be used.
-        SettingsError: the archive was made with other settings.
+        SettingsError: the archive was made with other settings, or the cadence does not fit the source.
     """
     source = open_source(domain)
     archive = Archive(store, domain)
@@ -76,7 +72,7 @@ def ingest(
     result = IngestResult()
     listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
     refs = [ref for ref in listed if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end]
-    known = {(row["key"], row["etag"]) for row in _known_volumes(catalog, domain, start, end)}
+    known = {(row["key"], row["etag"]) for row in _known_volumes(catalog, domain, start, end, now)}
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
     with store.scratch() as folder:
@@ -164,6 +160,11 @@ def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: Rai
             _record(job, volume | {"state": "duplicate", "reason": reason})
             return
         volume["reason"] = reason
+    if field.interval_s > domain.cadence.total_seconds() and job.archive.source() is None:
+        raise SettingsError(
+            f"domains.{domain.name}.cadence_minutes = {domain.cadence_minutes}, but {ref.key} is a mean over "
+            f"{field.interval_s / 60:g} minutes: frames would overlap; the cadence must be at least as long"
+        )
     grid = field.grid.coarsened(domain.grid.coarsen) if isinstance(domain.grid, NativeGrid) else field.grid
     made_from = FrameSource(grid, drizzle_floor(field.smallest_rate_mm_h), field.interval_s)
     try:
@@ -224,10 +225,13 @@ def _record(job: _Ingest, volume: Row, frame: Row | None = None) -> None:
             job.catalog.upsert(connection, tables.frames, [frame])
 
 
-def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
+def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime) -> list[Row]:
+    """What needs no second look; a file still dated in the future was reported when it was first seen."""
     v = tables.volumes.c
     inside = v.nominal_time.between(times.seconds(start - AXIS_TOLERANCE), times.seconds(end + AXIS_TOLERANCE))
-    return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, v.state.not_in(RETRIED)))
+    still_future = sa.and_(v.state == "future", v.nominal_time > times.seconds(now + FUTURE_TOLERANCE))
+    settled = sa.or_(v.state.not_in(tables.RETRIED), still_future)
+    return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, settled))
 
 
 def _standing_frame(catalog: Catalog, domain: Domain, slot: datetime) -> Row | None:

@@ -253,10 +253,10 @@ def _run(
     pixels = np.stack([s.pixels[-count:] for s in sequences])[:, :, None]
     observed = np.stack([s.observed[-count:] for s in sequences])
     wet = np.array([not s.is_dry for s in sequences])
-    shape = (len(sequences), domain.leads, *pixels.shape[-2:])
+    shape = (len(sequences), domain.lead_frames, *pixels.shape[-2:])
     made, flags = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     if wet.any():
-        forecast = forecaster.predict(pixels[wet], observed[wet], domain.leads)
+        forecast = forecaster.predict(pixels[wet], observed[wet], domain.lead_frames)
         made[wet], flags[wet] = forecast.pixels[:, :, 0], forecast.extrapolated
     for n, sequence in enumerate(sequences):
         floor = pixel_of_rate(sequence.source.drizzle_floor_mm_h, domain.zr, domain.scale)

@@ -3,13 +3,11 @@
 Each takes ``step``, a wrapper around its steps; bare it is the identity, in a flow it makes a Prefect task of each.
 """
 
-import logging
+import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from pipeline import logs, nowcast, times
 from pipeline.catalog import Catalog
+from pipeline.cycles import issue_cycles
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
@@ -24,11 +23,6 @@ from pipeline.settings import Domain, Settings
 from pipeline.storage import Store
 from pipeline.verification.verify import VerifyResult
 from pipeline.verification.verify import verify as verify_window
-
-log = logging.getLogger(__name__)
-
-# cycles that go through the model together and are claimed together
-CHUNK = 4
 
 Progress = Callable[[str, int, int], None]
 Step = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -241,8 +235,6 @@ def open_root(settings: Settings) -> tuple[Store, Catalog]:
 
 
 def _timed(report: Report, stage: str, function: Callable[..., Any], *args: Any) -> None:
-    import time
-
     started = time.perf_counter()
     with logs.log_context(domain=report.domain):
         part: Report = function(*args)
@@ -279,78 +271,44 @@ def _issue(
     progress: Progress,
     report: Report,
 ) -> Report:
-    chunks = [reference_times[n : n + CHUNK] for n in range(0, len(reference_times), CHUNK)]
+    outcomes = {}
+    for outcome in issue_cycles(settings, domain, reference_times, kind, now, workers):
+        outcomes[outcome.reference_time] = outcome
+        progress("nowcast", len(outcomes), len(reference_times))
     states: Counter[str] = Counter()
     methods: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     products, problems = [], list(report.problems)
-    done = 0
-    for outcomes in _issue_chunks(settings, domain, chunks, kind, now, min(workers, len(chunks))):
-        for outcome in outcomes:
-            states[outcome.state] += 1
-            if outcome.state in {"published", "unchanged"}:
-                methods[outcome.method] += 1
-                products.append(outcome.path)
-                if outcome.reason:
-                    reasons[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
-            else:
-                problems.append(f"{outcome.state} {times.iso(outcome.reference_time)}: {outcome.reason}")
-        done += len(outcomes)
-        progress("nowcast", done, len(reference_times))
+    for reference_time, outcome in outcomes.items():
+        states[outcome.state] += 1
+        if outcome.state in {"skipped", "held"}:
+            problems.append(f"{outcome.state} {times.iso(reference_time)}: {outcome.reason}")
+            continue
+        methods[outcome.method] += 1
+        products.append(outcome.path)
+        if outcome.reason:
+            notes[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
+        elif outcome.state == "unchanged" and outcome.method != domain.model_name:
+            notes[f"stands as published by {outcome.method}, although the model is now {domain.model_name}"] += 1
+    if any(outcome.state == "published" and outcome.reason for outcome in outcomes.values()):
+        problems += _unusable_model(settings, domain)
     report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)
     report.problems = problems
-    report.notes = [f"{count} x {reason}" for reason, count in reasons.items()]
+    report.notes = [f"{count} x {text}" for text, count in notes.items()]
     return report
 
 
-def _issue_chunks(
-    settings: Settings, domain: Domain, chunks: list[list[datetime]], kind: str, now: datetime, workers: int
-) -> Any:
-    if workers <= 1:
-        worker = _Worker(settings, domain)
-        for chunk in chunks:
-            yield worker.issue(chunk, kind, now)
-        worker.catalog.close()
-        return
-    # spawn: forking a process with torch or HDF5 threads can deadlock
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(settings, domain, logs.current_context())
-    ) as pool:
-        pending = [pool.submit(_work, chunk, kind, now) for chunk in chunks]
-        for future in as_completed(pending):
-            yield future.result()
+def _unusable_model(settings: Settings, domain: Domain) -> list[str]:
+    """A model that is absent or damaged is a mistake to mend, although forecasts went out without it."""
+    from models import checkpoint
 
-
-class _Worker:
-    """One process that forecasts; the model is loaded at the first cycle, when the grid is known."""
-
-    def __init__(self, settings: Settings, domain: Domain) -> None:
-        self.settings, self.domain = settings, domain
-        self.store, self.catalog = Store(settings.root), Catalog(settings.catalog)
-        self._methods: nowcast.Methods | None = None
-
-    def issue(self, reference_times: list[datetime], kind: str, now: datetime) -> Any:
-        def methods(spacing_m: float) -> nowcast.Methods:
-            if self._methods is None:
-                self._methods = nowcast.load_methods(self.domain, self.store, self.settings.threads, spacing_m)
-            return self._methods
-
-        return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, now)
-
-
-_worker: _Worker | None = None
-
-
-def _start_worker(settings: Settings, domain: Domain, context: dict[str, str]) -> None:
-    global _worker
-    logs.configure(settings.log_format)
-    logs._context.set(context)
-    _worker = _Worker(settings, domain)
-
-
-def _work(reference_times: list[datetime], kind: str, now: datetime) -> Any:
-    assert _worker is not None  # the pool runs the initializer first
-    return _worker.issue(reference_times, kind, now)
+    if domain.model in {nowcast.OPTICAL_FLOW, nowcast.LAST_FRAME}:
+        return []
+    try:
+        checkpoint.load(checkpoint.find(domain.model, (Store(settings.root).models(),)))
+    except checkpoint.CheckpointError as err:
+        return [f"domains.{domain.name}.model: {err}"]
+    return []
 
 
 def _verify(

@@ -160,6 +160,11 @@ def _accumulations(
         "standard_name": "lwe_thickness_of_precipitation_amount",
         "long_name": "forecast rain amount over the interval",
         "units": "mm",
+        "comment": (
+            "sum of the forecast mean rates of the interval"
+            if sequence.source.interval_s
+            else "rates integrated by the trapezoid rule; the first interval starts with the newest observed frame"
+        ),
         "cell_methods": f"{dim}: sum",
         "coverage_content_type": "modelResult",
         "grid_mapping": "crs",
@@ -246,10 +251,10 @@ def _attributes(
             f"made by {forecast.method} from {len(sequence.input_times)} measured radar frames."
         ),
         "keywords": "precipitation nowcast, weather radar, rainfall rate",
-        "institution": "made with nowcast-pipeline; the operator of this system is responsible for its use",
+        "institution": domain.institution,
         "creator_name": "nowcast-pipeline",
         "publisher_name": "nowcast-pipeline",
-        "license": "terms of the radar data's producer apply",
+        "license": domain.license,
         "source": f"weather radar ({source}), method {forecast.method}",
         "references": "Shi et al. 2015; Wu 2019; Germann and Zawadzki 2002",
         "id": f"{domain.name}/{identity.kind}/{times.compact(identity.reference_time)}/r{identity.revision}",

@@ -67,7 +67,7 @@ def publish(
     identity = product.Identity(time, kind, 1, now)
     path = store.product(domain.name, kind, time, identity.revision)
     beside = store.baselines(path)
-    baselines = product.build_baselines(made.baselines, domain.leads, sequence.pixels.shape[-2:])
+    baselines = product.build_baselines(made.baselines, domain.lead_frames, sequence.pixels.shape[-2:])
     with store.new_file(path) as new_product, store.new_file(beside) as new_baselines:
         packing.write(baselines, new_baselines)
         packing.write(product.build(domain, sequence, made.frames, identity), new_product)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -123,7 +123,10 @@ def _kind_of_grid(value: Any) -> str:
 
 
 class Domain(_Frozen):
-    """A region with one grid, cadence, source and model. ``lead_frames`` defaults to two hours."""
+    """A region with one grid, cadence, source and model. ``lead_frames`` defaults to two hours.
+
+    ``institution`` and ``license`` go into every product: who runs the system, and the terms of the radar data.
+    """
 
     cadence_minutes: Cadence
     grid: Annotated[
@@ -132,7 +135,7 @@ class Domain(_Frozen):
     ]
     source: Annotated[GriddedSource | SyntheticSource, Field(discriminator="kind")]
     input_frames: int = Field(5, ge=2, le=30)
-    lead_frames: int = Field(0, ge=0, le=72, description="0 stands for 120 minutes")
+    lead_frames: int = Field(12, ge=1, le=72)  # _two_hours fits it to the cadence
     product: Literal["surface_rain"] = "surface_rain"
     zr: ZR = ZR()
     scale: Scale = Scale()
@@ -140,17 +143,24 @@ class Domain(_Frozen):
     max_gap: int = Field(1, ge=0, le=6)
     thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
     model: str = "convlstm"
+    institution: str = Field("not stated; the operator of this system is responsible for its use", max_length=500)
+    license: str = Field("terms of the radar data's producer apply", max_length=2000)
     name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_hours(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        cadence = data.get("cadence_minutes")
+        # a wrong cadence is reported as such, not as missing lead_frames
+        known = 10 if cadence is None or cadence not in get_args(Cadence) else cadence
+        return {"lead_frames": 120 // known, **data}
 
     @property
     def cadence(self) -> timedelta:
         """Spacing of the frames."""
         return timedelta(minutes=self.cadence_minutes)
-
-    @property
-    def leads(self) -> int:
-        """Number of frames to forecast."""
-        return self.lead_frames or 120 // self.cadence_minutes
 
     @property
     def model_name(self) -> str:
@@ -160,7 +170,7 @@ class Domain(_Frozen):
     @property
     def horizon(self) -> timedelta:
         """The last lead time."""
-        return self.leads * self.cadence
+        return self.lead_frames * self.cadence
 
     @field_validator("thresholds_mm_h")
     @classmethod
@@ -370,10 +380,20 @@ def _explain(err: ValidationError, values: Mapping[str, _Value]) -> str:
         # a union puts the branch it took into the path; people know only the keys of their file
         branches = {"native_grid", "projected_grid", "gridded", "synthetic"}
         key = ".".join(str(part) for part in item["loc"] if part not in branches)
-        origin = next((f" ({v.origin})" for k, v in values.items() if k == key), "")
+        origin = _origin_of(key, values)
         given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {item['input']!r}"
         what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         if isinstance(item["input"], dict):
             given = ""
         lines.append(f"{key}{given}{origin}: {what}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _origin_of(key: str, values: Mapping[str, _Value]) -> str:
+    """Where a key comes from, or the nearest keys around it: those below it, else those of the table it belongs in."""
+    while key:
+        origins = {v.origin for k, v in values.items() if k == key or k.startswith(key + ".")}
+        if origins:
+            return f" ({', '.join(sorted(origins))})"
+        key = key.rpartition(".")[0]
+    return ""

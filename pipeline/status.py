@@ -12,7 +12,11 @@ from pipeline.catalog import Catalog
 
 @dataclass(frozen=True)
 class DomainStatus:
-    """Counts and newest times of one domain."""
+    """Counts and newest times of one domain.
+
+    ``unusable`` files are those that gave no frame (quarantined, unreadable, dated in the future) and were not
+    replaced by a good file of the same name.
+    """
 
     domain: str
     frames: int
@@ -21,7 +25,7 @@ class DomainStatus:
     newest_forecast: str
     skipped: int
     verified: dict[str, int]
-    quarantined: int
+    unusable: int
     newest_problem: str
 
 
@@ -47,9 +51,11 @@ def _status(catalog: Catalog, domain: str) -> DomainStatus:
         .where(c.domain == domain)
         .group_by(c.state, c.kind, c.method, c.verified)
     )
+    good = tables.volumes.alias().c
+    replaced = sa.exists().where(good.domain == domain, good.key == v.key, good.state.in_(("framed", "duplicate")))
     bad = catalog.read(
         sa.select(v.reason)
-        .where(v.domain == domain, v.state == "quarantined")
+        .where(v.domain == domain, v.state.in_(("quarantined", *tables.RETRIED)), ~replaced)
         .order_by(v.nominal_time.desc(), v.key.desc())
     )
     published = [row for row in cycles if row["state"] == "published"]
@@ -68,7 +74,7 @@ def _status(catalog: Catalog, domain: str) -> DomainStatus:
         newest_forecast=_iso(max((row["newest"] for row in published), default=None)),
         skipped=sum(row["n"] for row in cycles if row["state"] == "skipped"),
         verified=verified,
-        quarantined=len(bad),
+        unusable=len(bad),
         newest_problem=bad[0]["reason"] if bad else "",
     )
 

@@ -73,7 +73,7 @@ class InputSequence:
                 mode="json",
                 include={"cadence_minutes", "input_frames", "product", "zr", "scale", "max_gap"},
             ),
-            "leads": domain.leads,
+            "leads": domain.lead_frames,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

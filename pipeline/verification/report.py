@@ -54,7 +54,9 @@ def write_report(
 
     Raises:
         NotForecast: the catalog knows no cycle of the domain in the period.
+        SettingsError: the archive was made with other settings.
     """
+    Archive(store, domain).source()  # scores of other settings do not belong on this domain's page
     cycles = _cycles(catalog, domain, start, end)
     if not cycles:
         raise NotForecast(f"no forecast of {domain.name} in the period; run `nowcast backfill {domain.name}` first")
@@ -137,7 +139,7 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
     complete = [row for row in complete if (store.root / row["path"]).is_file()]
     by_model = [row for row in complete if row["model_checksum"]] or complete
     for row in by_model:
-        middle = tables.from_seconds(row["reference_time"]) + (domain.leads // 2) * domain.cadence
+        middle = tables.from_seconds(row["reference_time"]) + (domain.lead_frames // 2) * domain.cadence
         frame = _observed(archive, middle)
         rain = 0.0 if frame is None else float((frame.pixels > 0).mean())
         if best is None or rain > best[0]:

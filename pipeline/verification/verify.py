@@ -124,7 +124,7 @@ def _verify_file(
         )
     if not made:
         return
-    leads = [(n + 1) * domain.cadence_minutes for n in range(domain.leads)]
+    leads = [(n + 1) * domain.cadence_minutes for n in range(domain.lead_frames)]
     new = files.to_dataset(made, methods, leads, list(domain.thresholds_mm_h))
     merged = files.merge(files.read(path) if path.is_file() else None, new)
     with store.new_file(path) as temporary:
@@ -151,10 +151,10 @@ def _score(domain: Domain, store: Store, archive: Archive, row: Row) -> tuple[fi
     pixels, state, attrs = product.read_forecast(path, domain)
     if attrs["content_digest"] != row["content_digest"]:
         raise ValueError(f"{path} is not the product that the catalog recorded ({row['content_digest'][:12]})")
-    if len(pixels) != domain.leads or int(attrs["cadence_minutes"]) != domain.cadence_minutes:
+    if len(pixels) != domain.lead_frames or int(attrs["cadence_minutes"]) != domain.cadence_minutes:
         raise ValueError(
             f"{path} has {len(pixels)} leads every {attrs['cadence_minutes']} minutes, the settings now give "
-            f"{domain.leads} every {domain.cadence_minutes}: verify it with the settings it was made with"
+            f"{domain.lead_frames} every {domain.cadence_minutes}: verify it with the settings it was made with"
         )
     baselines = product.read_baselines(store.baselines(path))
     # a method that issued the product itself is not compared with itself
@@ -203,7 +203,7 @@ def _frame_checksums(catalog: Catalog, domain: Domain, start: datetime, end: dat
 
 def _valid_times(domain: Domain, row: Row) -> list[datetime]:
     reference = tables.from_seconds(row["reference_time"])
-    return [reference + (n + 1) * domain.cadence for n in range(domain.leads)]
+    return [reference + (n + 1) * domain.cadence for n in range(domain.lead_frames)]
 
 
 def _observations_digest(domain: Domain, row: Row, checksums: dict[int, str]) -> str | None:

@@ -72,7 +72,8 @@ def test_run_says_where_the_product_lies(here):
         ("run nowhere", 2, "it has: small"),
         ("run small --config missing.toml", 2, "missing.toml"),
         ("run small --set domains.small.cadence_minutes=7", 2, "domains.small.cadence_minutes = 7 (option)"),
-        ("run small --set domains.small.colour=7", 2, "unknown key"),
+        ("run small --set domains.small.colour=7", 2, "colour (option): unknown key"),
+        ("run small --set domains.small.scale.dbz_max=30", 2, "(nowcast.toml, option)"),
         ("run small --set root", 2, "KEY=VALUE"),
         ("run small --reference-time noon", 2, "ISO 8601"),
         ("run small --reference-time 2024-06-01T02:03Z", 2, "10-minute axis"),
@@ -170,6 +171,19 @@ def test_config_show_gives_values_and_origins(here):
     assert rows["threads"] == {"key": "threads", "value": "2", "origin": "option"}
     assert rows["domains.small.cadence_minutes"]["origin"] == "nowcast.toml"
     assert rows["domains.small.max_gap"]["origin"] == "default"
+    (here / "nowcast.toml").write_text(SMALL.replace("lead_frames = 3", "").replace("minutes = 10", "minutes = 6"))
+    rows = {row["key"]: row for row in json.loads(nowcast("config show --json").stdout)}
+    assert rows["domains.small.lead_frames"] == {"key": "domains.small.lead_frames", "value": "20", "origin": "default"}
+    assert "+proj=laea +lat_0=51 +lon_0=5 +units=m" in nowcast("config show").stdout.replace("\n", "")
+
+
+def test_ctrl_c_is_said_and_what_stands_is_kept(here, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.operations.ingest_window", interrupted)
+    done = nowcast("ingest small")
+    assert done.exit_code == 130 and "the same command goes on" in done.output
 
 
 def test_logs_as_json_carry_domain_time_and_run(here):

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline.catalog import Catalog, upgrade
+from pipeline.catalog import Catalog, set_aside_damaged, upgrade
 from pipeline.errors import BadInput, DamagedFrame, LeaseLost, SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
@@ -186,7 +186,7 @@ def test_upgrade_of_a_newer_schema_is_an_error_and_reading_needs_no_write_lock(c
         assert Catalog(catalog.url).read(sa.select(tables.frames)) == []
     with catalog.write() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreUnavailable, match="cannot be upgraded"):
+    with pytest.raises(StoreUnavailable, match="newer version"):
         upgrade(catalog.url)
 
 
@@ -211,6 +211,17 @@ def test_a_file_that_is_no_database_and_a_wrong_url(tmp_path):
             Catalog(url)
     with pytest.raises(StoreUnavailable, match="not a database URL"):
         Catalog("catalog.sqlite")
+
+
+def test_a_damaged_catalog_is_kept_aside_and_made_again(tmp_path):
+    url = f"sqlite:///{tmp_path / 'c.sqlite'}"
+    (tmp_path / "c.sqlite").write_bytes(b"no database " * 100)
+    with pytest.raises(StoreUnavailable, match="nowcast catalog rebuild"):
+        Catalog(url)
+    (kept,) = set_aside_damaged(url)
+    assert kept.read_bytes().startswith(b"no database")
+    assert Catalog(url).read(sa.select(tables.frames)) == []
+    assert set_aside_damaged(url) == []  # a whole one stays
 
 
 def test_sqlite_keeps_a_write_ahead_log(catalog):

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import operations, times
 from pipeline.catalog import Catalog
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.grids import centred_grid
@@ -20,6 +20,7 @@ from pipeline.ingest import ingest
 from pipeline.rebuild import rebuild
 from pipeline.settings import Domain
 from pipeline.sources.synthetic import SyntheticRain, write_composite
+from pipeline.status import status
 from pipeline.storage import Store
 from tests.conftest import NOW, brisbane_domain, settings_for, synthetic_domain
 
@@ -87,6 +88,32 @@ def test_a_damaged_file_is_quarantined_with_its_bytes_and_the_rest_goes_on(tmp_p
     assert take_in(domain, store, catalog).framed == 1
 
 
+def test_a_file_that_was_replaced_by_a_good_one_is_no_problem_any_more(tmp_path, store, catalog):
+    domain = composites(tmp_path / "in")
+    path = put(tmp_path / "in", T0)
+    good = path.read_bytes()
+    path.write_bytes(good[:1000])
+    take_in(domain, store, catalog)
+    assert status(catalog, ["odim"])[0].unusable == 1
+    path.write_bytes(good)
+    take_in(domain, store, catalog)
+    assert (status(catalog, ["odim"])[0].frames, status(catalog, ["odim"])[0].unusable) == (1, 0)
+
+
+def test_a_folder_of_names_that_the_reader_does_not_know_is_said(tmp_path, store, catalog, caplog):
+    domain = composites(tmp_path / "in")
+    (tmp_path / "in" / "README.txt").write_text("nothing here")
+    assert take_in(domain, store, catalog).framed == 0
+    assert "none of the 1 names" in caplog.text and "README.txt" in caplog.text
+
+
+def test_means_over_ten_minutes_are_no_five_minute_frames(sample_data, store, catalog):
+    domain = brisbane_domain(sample_data / "bom_66_prcp-c10_20201031", cadence_minutes=5)
+    with pytest.raises(SettingsError, match="mean over 10 minutes"):
+        ingest(domain, store, catalog, DAY[0], DAY[0] + timedelta(hours=1), NOW)
+    assert Archive(store, domain).times() == []
+
+
 def test_a_silent_radar_is_not_dry(tmp_path, store, catalog):
     domain = composites(tmp_path / "in")
     put(tmp_path / "in", T0, np.full((64, 64), np.nan, np.float32))
@@ -102,6 +129,8 @@ def test_a_file_from_the_future_is_quarantined(tmp_path, store, catalog):
     result = take_in(domain, store, catalog, now=T0 + timedelta(minutes=1))
     assert result.framed == 1
     assert "after now (2024-06-01T02:01:00Z)" in result.quarantined[0][1]
+    again = take_in(domain, store, catalog, now=T0 + timedelta(minutes=2))
+    assert (again.quarantined, again.unchanged) == ([], 2)  # said once, not at every ingest
     assert take_in(domain, store, catalog, now=T0 + timedelta(minutes=10)).framed == 1  # when its time has come
 
 

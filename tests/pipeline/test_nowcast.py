@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from models import checkpoint, zoo
 from pipeline import catalog as tables
 from pipeline import nowcast, operations, product, publish, times
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, Lease
 from pipeline.errors import LeaseLost, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import ADVECTED, NO_COVERAGE
@@ -258,6 +259,16 @@ def test_a_model_that_is_not_there_falls_back(root, model):
     report = backfill(settings_for(root, synthetic_domain(model=model)))
     assert report.methods == {"optical_flow": 1}
     assert "no model" in report.notes[0] or "not a readable model card" in report.notes[0]
+    # forecasts went out, but not as configured: somebody must mend it
+    (problem,) = report.problems
+    assert problem.startswith("domains.small.model: ")
+
+
+def test_a_product_of_another_model_stands_and_that_is_said(settings, root):
+    backfill(settings)
+    other = backfill(settings_for(root, synthetic_domain(model="last_frame")))
+    assert other.cycles == {"unchanged": 1}
+    assert other.notes == ["1 x stands as published by tiny, although the model is now last_frame"]
 
 
 def test_a_model_that_fails_falls_back(settings, monkeypatch):
@@ -333,6 +344,16 @@ def test_another_process_at_work_is_left_alone(settings):
     assert held.state == "held"
     (made,) = issue(settings, T0)
     assert made.state == "published"
+
+
+def test_two_backfills_at_once_share_the_work_and_both_are_done(settings, monkeypatch):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    monkeypatch.setattr("pipeline.cycles.HELD_PAUSE_S", 0.05)
+    lease = Lease(Catalog(settings.catalog), "cycle/small/hindcast/2024-06-01T02:00:00Z")
+    assert lease.acquire()
+    threading.Timer(0.3, lease.release).start()
+    report = backfill(settings)
+    assert report.cycles == {"published": 1} and report.problems == []
 
 
 def test_cells_without_coverage_stay_without_in_the_forecast(settings):

@@ -125,6 +125,12 @@ def test_times_and_values_read_back_with_their_units(tmp_path):
         assert data.accumulation_time.values[0] == bounds[0, 1]
 
 
+def test_operator_and_terms_of_the_data_are_in_the_product(tmp_path):
+    write(tmp_path / "p.nc", LCC, synthetic_domain(lead_frames=12, institution="Office", license="CC BY 4.0, Radar Co"))
+    attrs = packing.read_packed(tmp_path / "p.nc").attrs
+    assert (attrs["institution"], attrs["license"]) == ("Office", "CC BY 4.0, Radar Co")
+
+
 def test_amounts_of_instants_and_of_means(tmp_path):
     domain = synthetic_domain(lead_frames=6)
     pixels = corner_rain(LCC)

@@ -28,7 +28,7 @@ def test_option_beats_environment_beats_file_beats_default(config):
     assert settings.threads == 4
     assert settings.domain("here").max_gap == 2
     assert settings.domain("here").input_frames == 5
-    assert settings.domain("here").leads == 12
+    assert settings.domain("here").lead_frames == 12
     origin = {key: origin for key, _, origin in flat(settings)}
     assert origin["threads"] == "option"
     assert origin["domains.here.max_gap"] == "environment NOWCAST_DOMAINS__HERE__MAX_GAP"

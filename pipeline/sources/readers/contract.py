@@ -46,7 +46,13 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file, turning the library's errors into ``BadInput``."""
     try:
         with h5py.File(path, "r") as file:
-            yield file
+            try:
+                yield file
+            except KeyError as err:
+                found = ", ".join(list(file)[:12]) or "nothing"
+                raise BadInput(
+                    f"{path.name}: not what this reader expects: {_first_line(err)}; at the top the file has {found}"
+                ) from err
     except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as err:
         raise BadInput(f"{path.name}: not the HDF5 file expected: {_first_line(err)}") from err
 
