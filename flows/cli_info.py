@@ -29,7 +29,9 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         if as_json:
             console.print_json(rows)
             return
-        table = console.table("domain", "frames", "newest frame", "forecasts", "skipped", "verified", "unusable")
+        table = console.table(
+            "domain", "frames", "newest frame", "forecasts", "skipped", "verified", "unusable", whole=("newest frame",)
+        )
         for row in rows:
             forecasts = "\n".join(f"{n} {method}" for method, n in row.forecasts.items()) or "none"
             verified = "\n".join(f"{n} {state}" for state, n in row.verified.items())

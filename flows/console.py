@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -16,7 +16,8 @@ from rich.table import Table
 
 from pipeline.errors import NotForecast, NowcastError, SettingsError, StoreUnavailable
 
-out = Console(soft_wrap=True)
+# where nobody watches, as in a log or a pipe, tables get room
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, soft_wrap=True)
 
 
@@ -76,11 +77,11 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def table(*columns: str) -> Table:
-    """A table that folds long values, never cuts them: they are there to be copied."""
+def table(*columns: str, whole: Collection[str] = ()) -> Table:
+    """A table that folds long values, never cuts them: they are there to be copied. ``whole`` columns stay unfolded."""
     made = Table(box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold", no_wrap=column in whole)
     return made
 
 

@@ -41,7 +41,7 @@ def score_curves(table: pd.DataFrame, score: str, thresholds: list[float], label
 
 
 def error_curves(table: pd.DataFrame) -> str:
-    """RMSE and MAE in dB of the scale's pixels, correlation and frequency bias at the lowest threshold."""
+    """MAE in pixel levels, correlation, and frequency bias at the lowest threshold, against lead time."""
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     axes = figure.subplots(1, 3)
     part = table[table.threshold_mm_h == table.threshold_mm_h.min()]
@@ -62,6 +62,9 @@ def error_curves(table: pd.DataFrame) -> str:
 def _lines(axis: Any, part: pd.DataFrame, score: str) -> None:
     for style, (method, rows) in zip(STYLES * 3, part.groupby("method", sort=False), strict=False):
         axis.plot(rows.lead_minutes, rows[score], label=str(method), markersize=3.5, linewidth=1.4, **style)
+    if not len(part) or part[score].isna().all():
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", fontsize=9, color="0.4")
+    axis.set_xlim(0, 1.03 * part.lead_minutes.max() if len(part) else 1)
     axis.set_xlabel("lead time (min)")
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=8)
