@@ -15,7 +15,7 @@ from models.layers.warp import pixel_grid, sample
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """Constants of the fit, chosen on five real sequences so that none of them is the worse for it.
+    """Constants of the fit, chosen on real sequences from five countries (docs/decisions.md).
 
     Attributes:
         pairs: newest consecutive pairs of frames used.
@@ -34,7 +34,7 @@ class MotionConfig:
     coarsest: int = 16
     finest: int = 1
     max_cells: int = 2_000_000
-    window: float = 11.0
+    window: float = 6.0
     iterations: int = 2
     tikhonov: float = 0.1
     smoothing: float = 6.0
