@@ -71,6 +71,9 @@ def _operate(
     from pipeline import logs, operations
 
     settings.domain(domain)  # a wrong name is said before anything starts
+    start, end = arguments.get("start"), arguments.get("end")
+    if start is not None and end is not None and end < start:
+        raise typer.BadParameter(f"--to {end.isoformat()} lies before --from {start.isoformat()}")
     with logs.log_context(domain=domain):
         if _flows_wanted(settings, use_prefect):
             report = _run_flow(flow, settings, changes, domain=domain, **arguments)
@@ -132,8 +135,6 @@ def backfill(
     """Hindcasts for a period: ingest what they need before and after, forecast, verify."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        if end < start:
-            raise typer.BadParameter(f"--to {end.isoformat()} lies before --from {start.isoformat()}")
         _operate("backfill", settings, domain, changes, as_json, use_prefect, start=start, end=end, workers=workers)
 
 

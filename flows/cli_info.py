@@ -24,7 +24,7 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         settings = load_settings(config, changes)
         from pipeline.storage import Store
 
-        Store(settings.root)
+        store = Store(settings.root)
         rows = read_status(Catalog(settings.catalog), sorted(settings.domains))
         if as_json:
             console.print_json(rows)
@@ -48,6 +48,8 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         for row in rows:
             if row.newest_problem:
                 out.print(f"[yellow]{row.domain}:[/] newest unusable file: {escape(row.newest_problem)}")
+            if not row.frames and store.archive(row.domain).is_dir():
+                out.print(f"[yellow]{row.domain}:[/] its archive is not in the catalog; run `nowcast catalog rebuild`")
         if not rows:
             out.print("no domain is configured; give a settings file with --config")
 
@@ -161,7 +163,12 @@ def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJ
             )
             for path, reason in result.damaged:
                 console.err.print(f"[red]damaged:[/] {escape(path)}: {escape(reason)}")
-        if result.damaged:
+            for name in result.unknown:
+                console.err.print(
+                    f"[red]not rebuilt:[/] {escape(name)} has data in {escape(str(settings.root))}, but these settings "
+                    "do not name it; rebuild with the settings that do"
+                )
+        if result.damaged or result.unknown:
             raise typer.Exit(console.Exit.PARTLY)
 
 

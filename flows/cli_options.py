@@ -17,7 +17,7 @@ def parse_time(text: str) -> datetime:
         raise typer.BadParameter(str(err)) from err
 
 
-DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name under [domains] of the settings.")]
+DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of a domain of the settings.")]
 Config = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; else NOWCAST_CONFIG, else nowcast.toml here.", show_default=False),

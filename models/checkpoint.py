@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
@@ -35,6 +36,7 @@ class Card:
         spacing_m: smallest and largest grid spacing it was trained for.
         product: what one frame is (``surface_rain``).
         sha256: checksum of the weights file.
+        limits: what a user of its forecasts should know; goes into every product.
         training: command, seed, data, period, duration, scores; free text and numbers for people.
     """
 
@@ -47,6 +49,7 @@ class Card:
     spacing_m: list[float]
     product: str
     sha256: str = ""
+    limits: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -140,6 +143,6 @@ def load(folder: Path) -> tuple[nn.Module, Card]:
     try:
         network = zoo.build(card.network, card.network_config)
         network.load_state_dict(load_tensors(weights))
-    except (KeyError, TypeError, RuntimeError, ValueError) as err:
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: the weights do not fit network {card.network!r}: {err}") from err
     return network.eval(), card

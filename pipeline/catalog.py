@@ -8,6 +8,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -144,15 +145,18 @@ class Catalog:
         connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
 
     @contextmanager
-    def lease(self, name: str) -> Iterator["Lease | None"]:
-        """Hold the lease ``name`` while the block runs; None if another process holds it.
+    def lease(self, name: str, patience_s: float = 0.0) -> Iterator["Lease | None"]:
+        """Hold the lease ``name`` while the block runs; None if another process keeps it for ``patience_s``.
 
         A thread renews it, so a long block keeps it and a killed process loses it after ``LEASE_S``.
         """
         lease = Lease(self, name)
-        if not lease.acquire():
-            yield None
-            return
+        latest = time.monotonic() + patience_s
+        while not lease.acquire():
+            if time.monotonic() >= latest:
+                yield None
+                return
+            time.sleep(0.5)
         stop = threading.Event()
 
         def renew() -> None:
@@ -197,7 +201,7 @@ class Lease:
         self.catalog = catalog
         self.name = name
         self.token = uuid.uuid4().hex
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.owner = f"{_machine()}:{os.getpid()}"
 
     def acquire(self) -> bool:
         """Take the lease if it is free, expired, or held by a process of this machine that has ended."""
@@ -291,7 +295,8 @@ def set_aside_damaged(url: str) -> list[Path]:
     except sqlite3.DatabaseError as err:
         log.warning("the catalog %s is damaged: %s", database, err)
     mark = f".damaged-{uuid.uuid4().hex[:8]}"
-    parts = [Path(database + end) for end in ("", "-wal", "-shm") if Path(database + end).is_file()]
+    # the log first: one left behind would be played into a new database
+    parts = [Path(database + end) for end in ("-wal", "-shm", "") if Path(database + end).is_file()]
     return [part.rename(part.with_name(part.name + mark)) for part in parts]
 
 
@@ -343,9 +348,18 @@ def _database_now(connection: sa.Connection) -> float:
     return float(connection.execute(sa.text(clock)).scalar_one())
 
 
+def _machine() -> str:
+    """Where a process id means something: the host and, since containers may share its name, the id namespace."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()}/{space}"
+
+
 def _ended_here(owner: str) -> bool:
     """Whether the owner was a process of this machine that no longer runs."""
-    host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
+    machine, _, pid = owner.rpartition(":")
+    if machine != _machine() or not pid.isdigit():
         return False
     return not process_lives(int(pid))

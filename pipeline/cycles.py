@@ -1,70 +1,100 @@
 """Many cycles: in chunks, in this process or in several, each forecast once whoever else is at work."""
 
+import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Generator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from datetime import datetime
-from multiprocessing import get_context
+from itertools import islice
+from multiprocessing import get_context, parent_process
 
 from pipeline import logs, nowcast
 from pipeline.catalog import Catalog
+from pipeline.errors import WorkerLost
 from pipeline.publish import Outcome
 from pipeline.settings import Domain, Settings
 from pipeline.storage import Store
+from pipeline.times import Clock
 
 # cycles that go through the model together and are claimed together
 CHUNK = 4
 # cycles that another process holds are asked for again, until nothing has moved for this long
-HELD_PATIENCE_S = 60.0
+HELD_PATIENCE_S = 600.0
 HELD_PAUSE_S = 1.0
 
 
 def issue_cycles(
-    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, now: datetime, workers: int
-) -> Iterator[Outcome]:
-    """Each cycle once, as it is done; those that another process holds come last, when it has let go."""
+    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, clock: Clock, workers: int
+) -> Generator[Outcome, None, None]:
+    """Each cycle once, as it is done; those that another process holds come last, when it has let go.
+
+    Close the iterator (``contextlib.closing``) where it may be left early: what is begun is then finished, no more.
+
+    Raises:
+        WorkerLost: a process that forecasts was killed from outside.
+    """
     held = []
-    for outcome in _issue_chunks(settings, domain, reference_times, kind, now, workers):
-        if outcome.state == "held":
-            held.append(outcome.reference_time)
-        else:
-            yield outcome
-    patience = time.monotonic() + HELD_PATIENCE_S
-    while held:
-        time.sleep(HELD_PAUSE_S)
-        still = []
-        for outcome in _issue_chunks(settings, domain, held, kind, now, 1):
-            if outcome.state == "held" and time.monotonic() < patience:
-                still.append(outcome.reference_time)
+    with closing(_issue_chunks(settings, domain, reference_times, kind, clock, workers)) as outcomes:
+        for outcome in outcomes:
+            if outcome.state == "held":
+                held.append(outcome.reference_time)
             else:
                 yield outcome
-        if len(still) < len(held):  # the other process is at work
-            patience = time.monotonic() + HELD_PATIENCE_S
-        held = still
+    if not held:
+        return
+    with closing(_Worker(settings, domain)) as worker:
+        patience = time.monotonic() + HELD_PATIENCE_S
+        while held:
+            time.sleep(HELD_PAUSE_S)
+            still = []
+            for chunk in _chunks(held):
+                for outcome in worker.issue(chunk, kind, clock):
+                    if outcome.state == "held" and time.monotonic() < patience:
+                        still.append(outcome.reference_time)
+                        continue
+                    patience = time.monotonic() + HELD_PATIENCE_S  # the other process is at work
+                    yield outcome
+            held = still
+
+
+def _chunks(reference_times: list[datetime]) -> list[list[datetime]]:
+    return [reference_times[n : n + CHUNK] for n in range(0, len(reference_times), CHUNK)]
 
 
 def _issue_chunks(
-    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, now: datetime, workers: int
-) -> Iterator[Outcome]:
-    chunks = [reference_times[n : n + CHUNK] for n in range(0, len(reference_times), CHUNK)]
+    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, clock: Clock, workers: int
+) -> Generator[Outcome, None, None]:
+    chunks = _chunks(reference_times)
     workers = min(workers, len(chunks))
     if workers <= 1:
-        worker = _Worker(settings, domain)
-        for chunk in chunks:
-            yield from worker.issue(chunk, kind, now)
-        worker.catalog.close()
+        with closing(_Worker(settings, domain)) as worker:
+            for chunk in chunks:
+                yield from worker.issue(chunk, kind, clock)
         return
     # spawn: forking a process with torch or HDF5 threads can deadlock
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(settings, domain, logs.current_context())
-    ) as pool:
-        pending = [pool.submit(_work, chunk, kind, now) for chunk in chunks]
-        try:
-            for future in as_completed(pending):
+    )
+    waiting = iter(chunks)
+    try:
+        # no more than the workers can begin at once, so that nothing is left to be done after Ctrl-C
+        pending = {pool.submit(_work, chunk, kind, clock) for chunk in islice(waiting, workers)}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            pending |= {pool.submit(_work, chunk, kind, clock) for chunk in islice(waiting, len(done))}
+            for future in done:
                 yield from future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C only what is begun is finished
+    except BrokenProcessPool as err:
+        raise WorkerLost(
+            f"a process that forecasts for {domain.name} was killed, perhaps for want of memory; what was published "
+            "stands, the same command with fewer workers goes on"
+        ) from err
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Worker:
@@ -75,13 +105,19 @@ class _Worker:
         self.store, self.catalog = Store(settings.root), Catalog(settings.catalog)
         self._methods: nowcast.Methods | None = None
 
-    def issue(self, reference_times: list[datetime], kind: str, now: datetime) -> list[Outcome]:
+    def close(self) -> None:
+        """Give the catalog's connections back."""
+        self.catalog.close()
+
+    def issue(self, reference_times: list[datetime], kind: str, clock: Clock) -> list[Outcome]:
+        """See ``nowcast.issue``."""
+
         def methods(spacing_m: float) -> nowcast.Methods:
             if self._methods is None:
                 self._methods = nowcast.load_methods(self.domain, self.store, self.settings.threads, spacing_m)
             return self._methods
 
-        return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, now)
+        return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, clock)
 
 
 _worker: _Worker | None = None
@@ -90,11 +126,20 @@ _worker: _Worker | None = None
 def _start_worker(settings: Settings, domain: Domain, context: dict[str, str]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent decides
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     logs.configure(settings.log_format)
     logs._context.set(context)
     _worker = _Worker(settings, domain)
 
 
-def _work(reference_times: list[datetime], kind: str, now: datetime) -> list[Outcome]:
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(reference_times: list[datetime], kind: str, clock: Clock) -> list[Outcome]:
     assert _worker is not None  # the pool runs the initializer first
-    return _worker.issue(reference_times, kind, now)
+    return _worker.issue(reference_times, kind, clock)

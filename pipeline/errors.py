@@ -29,5 +29,9 @@ class StoreUnavailable(NowcastError):
     """The store or the catalog cannot be reached, is read-only, full, or has another schema or format."""
 
 
+class WorkerLost(NowcastError):
+    """A process of ours was killed from outside; what it had not finished was not done."""
+
+
 class LeaseLost(NowcastError):
     """Another process holds the lease, so this one must not publish."""

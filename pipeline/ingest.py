@@ -70,6 +70,7 @@ def ingest(
     archive = Archive(store, domain)
     archive.source()  # other settings are an error before anything is done
     result = IngestResult()
+    _compare_with_catalog(archive, catalog, domain)
     listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
     refs = [ref for ref in listed if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end]
     known = {(row["key"], row["etag"]) for row in _known_volumes(catalog, domain, start, end, now)}
@@ -80,6 +81,27 @@ def ingest(
             _ingest_one(_Ingest(domain, store, catalog, source, archive, folder, now, result), ref)
             progress(n + 1, len(fresh))
     return result
+
+
+def forget_damaged(archive: Archive, catalog: Catalog, domain: Domain, time: datetime) -> None:
+    """Set a damaged frame aside, and have the next ingest read what it was made from again."""
+    v, f = tables.volumes.c, tables.frames.c
+    with catalog.write() as connection:
+        standing = _standing_frame(connection, domain, time)
+        archive.set_aside(time)
+        connection.execute(sa.delete(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(time)))
+        if standing is not None:
+            again = sa.and_(v.domain == domain.name, v.key == standing["source_key"], v.state == "framed")
+            reason = f"its frame {times.iso(time)} was damaged in the archive"
+            connection.execute(sa.update(tables.volumes).where(again).values(state="unreadable", reason=reason))
+
+
+def _compare_with_catalog(archive: Archive, catalog: Catalog, domain: Domain) -> None:
+    f = tables.frames.c
+    if archive.source() is not None and not catalog.read(sa.select(f.domain).where(f.domain == domain.name).limit(1)):
+        log.warning(
+            "the archive %s holds frames, the catalog knows none: `nowcast catalog rebuild` finds them", archive.folder
+        )
 
 
 @dataclass(frozen=True)
@@ -119,30 +141,34 @@ def _ingest_one(job: _Ingest, ref: VolumeRef) -> None:
         if ref.nominal_time > job.now + FUTURE_TOLERANCE:
             dated = f"dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(job.now)})"
             raise _LaterPerhaps("future", f"{ref.key}: {dated}")
-        path = _fetch(job, ref)
-        volume["sha256"] = _sha256(path)
-        _frame(job, ref, volume, slot, job.source.decode(path))
+        path, volume["sha256"] = _fetch(job, ref)
+        _frame(job, ref, volume, slot, _decode(job, ref, path))
     except _LaterPerhaps as err:
         log.warning("%s", err)
         job.result.quarantined.append((ref.key, str(err)))
         _record(job, volume | {"state": err.state, "reason": str(err)})
     except BadInput as err:
         _quarantine(job, ref, volume, path, str(err))
+
+
+def _fetch(job: _Ingest, ref: VolumeRef) -> tuple[Path, str]:
+    """The file and its checksum."""
+    try:
+        path = job.source.fetch(ref, job.folder)
+        return path, _sha256(path)
+    except OSError as err:
+        raise _LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {err.strerror or err}") from err
+
+
+def _decode(job: _Ingest, ref: VolumeRef, path: Path) -> RainField:
+    try:
+        return job.source.decode(path)
     except (NowcastError, MemoryError):
         raise
     except Exception as err:
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
         log.exception("decoding %s failed", ref.key)
-        _quarantine(job, ref, volume, path, f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
-
-
-def _fetch(job: _Ingest, ref: VolumeRef) -> Path:
-    try:
-        path = job.source.fetch(ref, job.folder)
-        with path.open("rb"):
-            return path
-    except OSError as err:
-        raise _LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {err.strerror or err}") from err
+        raise BadInput(f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}") from err
 
 
 def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: RainField) -> None:
@@ -150,16 +176,6 @@ def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: Rai
     domain = job.domain
     frame, removed = _checked_frame(ref, field, domain)
     coverage, offset = float(frame.observed.mean()), (ref.nominal_time - slot).total_seconds()
-    standing = _standing_frame(job.catalog, domain, slot)
-    if standing is not None and standing["source_key"] not in ("", ref.key):
-        # of two items for an instant the more complete one stands, then the nearer one, then the first
-        better = (coverage, -abs(offset)) > (standing["coverage"], -abs(standing["offset_s"]))
-        reason = f"{times.iso(slot)} was framed from {standing['source_key']}, coverage {standing['coverage']:.3f}"
-        if not better:
-            job.result.duplicates += 1
-            _record(job, volume | {"state": "duplicate", "reason": reason})
-            return
-        volume["reason"] = reason
     if field.interval_s > domain.cadence.total_seconds() and job.archive.source() is None:
         raise SettingsError(
             f"domains.{domain.name}.cadence_minutes = {domain.cadence_minutes}, but {ref.key} is a mean over "
@@ -167,14 +183,9 @@ def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: Rai
         )
     grid = field.grid.coarsened(domain.grid.coarsen) if isinstance(domain.grid, NativeGrid) else field.grid
     made_from = FrameSource(grid, drizzle_floor(field.smallest_rate_mm_h), field.interval_s)
-    try:
-        digest = job.archive.write(slot, frame, made_from)
-    except BadInput as err:
-        raise BadInput(f"{ref.key}: {err}") from err
     row = {
         "domain": domain.name,
         "valid_time": times.seconds(slot),
-        "sha256": digest,
         "source_key": ref.key,
         "arrived_at": ref.arrived_at.timestamp(),
         "offset_s": offset,
@@ -182,8 +193,32 @@ def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: Rai
         "echo": float((frame.state == ECHO).mean()),
         "removed": removed,
     }
-    _record(job, volume, row)
+    # under the catalog's write lock, so that of two files for an instant, taken in at once, one stands with its row
+    with job.catalog.write() as connection:
+        standing = _standing_frame(connection, domain, slot)
+        other = standing is not None and standing["source_key"] != ref.key
+        reason = ""
+        if standing is not None and other:
+            known = standing["source_key"] or "a file that is not known any more"
+            reason = f"{times.iso(slot)} was framed from {known}, coverage {standing['coverage']:.3f}"
+        if standing is not None and other and not _is_better(row, standing):
+            job.catalog.upsert(connection, tables.volumes, [volume | {"state": "duplicate", "reason": reason}])
+            job.result.duplicates += 1
+            return
+        try:
+            digest = job.archive.write(slot, frame, made_from)
+        except BadInput as err:
+            raise BadInput(f"{ref.key}: {err}") from err
+        job.catalog.upsert(connection, tables.volumes, [volume | {"reason": reason}])
+        job.catalog.upsert(connection, tables.frames, [row | {"sha256": digest}])
     job.result.framed += 1
+
+
+def _is_better(row: Row, standing: Row) -> bool:
+    """Of two items for an instant the more complete one stands, then the nearer one, then the first."""
+    new, old = ((r["coverage"], -abs(r["offset_s"])) for r in (row, standing))
+    # a rebuilt catalog does not know what a frame came from: the same file gives it its name back
+    return bool(new > old or (new == old and not standing["source_key"]))
 
 
 def _checked_frame(ref: VolumeRef, field: RainField, domain: Domain) -> tuple[Frame, float]:
@@ -194,9 +229,13 @@ def _checked_frame(ref: VolumeRef, field: RainField, domain: Domain) -> tuple[Fr
     frame, removed = make_frame(field, domain)
     coverage = float(frame.observed.mean())
     if coverage < domain.quality.min_coverage:
+        why = "the radar is silent, which is not dry"
+        if removed:
+            limit = f"{domain.quality.max_rate_mm_h:g} mm/h (quality.max_rate_mm_h)"
+            why = f"{removed:.1%} were above {limit}, others not measured"
         raise BadInput(
             f"{ref.key}: only {coverage:.1%} of the cells are observed, expected at least "
-            f"{domain.quality.min_coverage:.1%} (quality.min_coverage): the radar is silent, which is not dry"
+            f"{domain.quality.min_coverage:.1%} (quality.min_coverage): {why}"
         )
     return frame, removed
 
@@ -218,11 +257,9 @@ def _quarantine(job: _Ingest, ref: VolumeRef, volume: Row, path: Path | None, re
     _record(job, volume)
 
 
-def _record(job: _Ingest, volume: Row, frame: Row | None = None) -> None:
+def _record(job: _Ingest, volume: Row) -> None:
     with job.catalog.write() as connection:
         job.catalog.upsert(connection, tables.volumes, [volume])
-        if frame is not None:
-            job.catalog.upsert(connection, tables.frames, [frame])
 
 
 def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime) -> list[Row]:
@@ -234,10 +271,11 @@ def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datet
     return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, settled))
 
 
-def _standing_frame(catalog: Catalog, domain: Domain, slot: datetime) -> Row | None:
+def _standing_frame(connection: sa.Connection, domain: Domain, slot: datetime) -> Row | None:
     f = tables.frames.c
-    rows = catalog.read(sa.select(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(slot)))
-    return rows[0] if rows else None
+    query = sa.select(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(slot))
+    row = connection.execute(query).mappings().first()
+    return None if row is None else dict(row)
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ model -> optical flow -> last frame.
 """
 
 import logging
-import time as clock
+import time as stopwatch
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pipeline.errors import LeaseLost, ModelRefused, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
 from pipeline.frames.sequences import InputSequence, read_sequence
+from pipeline.ingest import forget_damaged
 from pipeline.logs import log_context
 from pipeline.settings import Domain
 from pipeline.storage import Store
@@ -45,6 +46,7 @@ class Methods:
     model: "Forecaster | None"
     model_name: str
     model_checksum: str
+    model_limits: str
     refused: str
     optical_flow: "Forecaster"
     last_frame: "Forecaster"
@@ -57,10 +59,10 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
     from models.forecaster import Forecaster
 
     network: Any = None
-    checksum, refused = "", ""
+    checksum, limits, refused = "", "", ""
     try:
         if domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
-            network, checksum = _load_model(domain, store, grid_spacing_m)
+            network, checksum, limits = _load_model(domain, store, grid_spacing_m)
     except ModelRefused as err:
         refused = str(err)
         log.warning("model refused, optical flow serves: %s", refused)
@@ -68,13 +70,14 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
         model=Forecaster(network, threads=threads) if network is not None else None,
         model_name=domain.model_name,
         model_checksum=checksum,
+        model_limits=limits,
         refused=refused,
         optical_flow=Forecaster(OpticalFlow(), threads=threads),
         last_frame=Forecaster(LastFrame(), threads=threads),
     )
 
 
-def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, str]:
+def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, str, str]:
     from models import checkpoint
 
     try:
@@ -106,7 +109,7 @@ def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, st
     for what, trained, asked, fits in wanted:
         if not fits:
             raise ModelRefused(f"model {card.name} was trained for {what} {trained}, the domain has {asked}")
-    return network, card.checksum
+    return network, card.checksum, card.limits
 
 
 def issue(
@@ -116,14 +119,14 @@ def issue(
     load: Callable[[float], Methods],
     reference_times: list[datetime],
     kind: str,
-    now: datetime,
+    clock: times.Clock,
 ) -> list[publish.Outcome]:
     """Forecast and publish a batch of cycles; each stands or falls by itself.
 
     Args:
         load: gives the methods for frames of that spacing in metres; called when there is something to forecast.
         kind: issued or hindcast; neither overwrites the other.
-        now: the wall clock, from the edge.
+        clock: the wall clock, from the edge.
     """
     archive = Archive(store, domain)
     outcomes: dict[datetime, publish.Outcome] = {}
@@ -132,20 +135,22 @@ def issue(
         for time in reference_times:
             lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
             standing = publish.recorded(catalog, domain, kind, time)
-            if standing is not None and standing["state"] == "published":
+            if standing is not None and standing["state"] == "published" and publish.is_there(store, standing):
                 outcomes[time] = publish.outcome(standing, "unchanged")
                 publish.point_latest(store, catalog, domain, standing)
                 continue
             if lease is None:
                 outcomes[time] = publish.Outcome(time, "held", reason="another process works on it")
                 continue
-            started = clock.perf_counter()
+            started = stopwatch.perf_counter()
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
                     sequence = read_sequence(archive, domain, time)
+                    for damaged in sequence.damaged_times:
+                        forget_damaged(archive, catalog, domain, damaged)
                     adopted = publish.adopt(domain, store, catalog, lease, sequence, kind)
                 except NotForecast as err:
-                    outcomes[time] = publish.skip(domain, store, catalog, lease, time, kind, now, str(err))
+                    outcomes[time] = publish.skip(domain, store, catalog, lease, time, kind, clock.now(), str(err))
                     continue
                 except LeaseLost as err:
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))
@@ -155,16 +160,18 @@ def issue(
             if adopted is not None:
                 outcomes[time] = adopted
                 continue
-            sequences[time] = (sequence, lease, clock.perf_counter() - started)
-        started = clock.perf_counter()
+            sequences[time] = (sequence, lease, stopwatch.perf_counter() - started)
+        started = stopwatch.perf_counter()
         made_from = [sequence for sequence, _, _ in sequences.values()]
         forecasts = _forecast(domain, load(made_from[0].source.grid.spacing_m), made_from) if made_from else []
-        share = (clock.perf_counter() - started) / max(len(sequences), 1)
+        share = (stopwatch.perf_counter() - started) / max(len(sequences), 1)
         for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
             stages = {"read": reading, "forecast": share}
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
-                    outcomes[time] = publish.publish(domain, store, catalog, lease, sequence, made, kind, now, stages)
+                    outcomes[time] = publish.publish(
+                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages
+                    )
                 except LeaseLost as err:
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))
                 log.info("%s by %s", outcomes[time].state, outcomes[time].method)
@@ -210,7 +217,8 @@ def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
         return methods.refused
     if sequence.missing_times:
         missing = ", ".join(times.iso(t) for t in sequence.missing_times)
-        return f"input frames are missing and not filled: {missing}"
+        damaged = f" (damaged: {', '.join(map(times.iso, sequence.damaged_times))})" if sequence.damaged_times else ""
+        return f"input frames are missing and not filled: {missing}{damaged}"
     return ""
 
 
@@ -230,10 +238,11 @@ def _choose(
         method, checksum, chosen = OPTICAL_FLOW, "", flow
     if chosen is None or domain.model == LAST_FRAME:
         method, checksum, chosen = LAST_FRAME, "", last
-        reason = "; ".join(text for text in (reason, flow_failure) if text)
+        asked = domain.model == LAST_FRAME
+        reason = "" if asked else "; ".join(text for text in (reason, flow_failure) if text)
     pixels, extrapolated = chosen
     state = product.lead_states(pixels, sequence.observed[-1], extrapolated)
-    frames = product.ForecastFrames(pixels, state, method, checksum, reason)
+    frames = product.ForecastFrames(pixels, state, method, checksum, reason, methods.model_limits if checksum else "")
     return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0], LAST_FRAME: last[0]})
 
 

@@ -6,6 +6,7 @@ Each takes ``step``, a wrapper around its steps; bare it is the identity, in a f
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -89,7 +90,7 @@ def run(
 
     A product is ``issued`` while some of its lead times lie in the future, else a ``hindcast``.
     """
-    domain = settings.domain(domain_name)
+    domain, clock = settings.domain(domain_name), times.Clock(now)
     report = Report(domain_name)
     newest = reference_time or now
     if reference_time is not None and not times.is_slot(reference_time, domain.cadence):
@@ -109,7 +110,7 @@ def run(
             return report
         reference_time = recent[-1]
     kind = "issued" if now < reference_time + domain.horizon else "hindcast"
-    _timed(report, "nowcast", step(_issue), settings, domain, [reference_time], kind, now, 1, progress, report)
+    _timed(report, "nowcast", step(_issue), settings, domain, [reference_time], kind, clock, 1, progress, report)
     return report
 
 
@@ -124,15 +125,20 @@ def backfill(
     progress: Progress = no_progress,
 ) -> Report:
     """Hindcast every cycle with a reference time in [start, end]: ingest what they need, forecast, verify."""
-    domain = settings.domain(domain_name)
+    domain, clock = settings.domain(domain_name), times.Clock(now)
     report = Report(domain_name)
     end = min(end, now)
+    cycles = list(times.slots(start, end, domain.cadence))
+    if not cycles:
+        report.notes.append(
+            f"no instant of the {domain.cadence_minutes}-minute axis from {times.iso(start)} to {times.iso(end)}"
+        )
+        return report
     before, after = (domain.input_frames - 1) * domain.cadence, domain.horizon
     _timed(
         report, "ingest", step(_ingest), settings, domain, start - before, min(end + after, now), now, progress, report
     )
-    cycles = list(times.slots(start, end, domain.cadence))
-    _timed(report, "nowcast", step(_issue), settings, domain, cycles, "hindcast", now, workers, progress, report)
+    _timed(report, "nowcast", step(_issue), settings, domain, cycles, "hindcast", clock, workers, progress, report)
     _timed(report, "verify", step(_verify), settings, domain, start, end, progress, report)
     return report
 
@@ -211,11 +217,14 @@ def train(
     progress: Callable[[int, dict[str, float]], None] = lambda step, row: None,
 ) -> Any:
     """Train a network on the archive of the domains; the checkpoint goes to root/models/NAME."""
+    from models.checkpoint import PRETRAINED
     from models.training import TrainingConfig
     from models.zoo import ZOO
     from pipeline.train import train as train_model
 
     domains = [settings.domain(name) for name in domain_names]
+    if (PRETRAINED / request.name).exists():
+        raise SettingsError(f"--name {request.name}: a shipped model has this name; give another one")
     if request.network not in ZOO:
         raise SettingsError(f"network {request.network!r} is not in the zoo; it has {', '.join(ZOO)}")
     store = Store(settings.root)
@@ -266,15 +275,16 @@ def _issue(
     domain: Domain,
     reference_times: list[datetime],
     kind: str,
-    now: datetime,
+    clock: times.Clock,
     workers: int,
     progress: Progress,
     report: Report,
 ) -> Report:
     outcomes = {}
-    for outcome in issue_cycles(settings, domain, reference_times, kind, now, workers):
-        outcomes[outcome.reference_time] = outcome
-        progress("nowcast", len(outcomes), len(reference_times))
+    with closing(issue_cycles(settings, domain, reference_times, kind, clock, workers)) as coming:
+        for outcome in coming:
+            outcomes[outcome.reference_time] = outcome
+            progress("nowcast", len(outcomes), len(reference_times))
     states: Counter[str] = Counter()
     methods: Counter[str] = Counter()
     notes: Counter[str] = Counter()

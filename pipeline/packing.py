@@ -1,6 +1,7 @@
 """Packed NetCDF: integers with scale and fill value that we make ourselves, so that a file has a content digest."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def write(dataset: xr.Dataset, path: Path) -> str:
         if variable.ndim >= 2:
             chunks = (*([1] * (variable.ndim - 2)), *variable.shape[-2:])
             encoding[str(name)].update(zlib=True, complevel=1, shuffle=True, chunksizes=chunks)
-    dataset.assign_attrs(content_digest=digest).to_netcdf(path, engine="h5netcdf", encoding=encoding)
+    # in memory first: HDF5 does not survive a disk that fills up under it
+    content = io.BytesIO()
+    dataset.assign_attrs(content_digest=digest).to_netcdf(content, engine="h5netcdf", encoding=encoding)
+    path.write_bytes(content.getbuffer())
     return digest
 
 

@@ -34,6 +34,7 @@ class ForecastFrames:
         method: what made it: the model's name, ``optical_flow`` or ``last_frame``.
         model_checksum: of the model; empty for a baseline.
         fallback: why it is not the domain's model; empty if it is.
+        limits: what a user should know of the model, from its card.
     """
 
     pixels: Pixels
@@ -41,6 +42,7 @@ class ForecastFrames:
     method: str
     model_checksum: str
     fallback: str
+    limits: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def _accumulations(
         "long_name": "forecast rain amount over the interval",
         "units": "mm",
         "comment": (
-            "sum of the forecast mean rates of the interval"
+            f"sum over the frames, each a mean over {sequence.source.interval_s / 60:g} minutes that stands for "
+            f"{leads[0].total_seconds() / 60:g}"
             if sequence.source.interval_s
             else "rates integrated by the trapezoid rule; the first interval starts with the newest observed frame"
         ),
@@ -271,6 +274,7 @@ def _attributes(
         "method": forecast.method,
         "model_name": domain.model_name,
         "model_checksum_sha256": forecast.model_checksum,
+        "model_limits": forecast.limits,
         "fallback_reason": forecast.fallback,
         "inputs_digest": sequence.digest(domain),
         "input_times": " ".join(times.iso(t) for t in sequence.input_times),

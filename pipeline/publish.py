@@ -105,7 +105,7 @@ def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row
         "inputs_digest": str(data.attrs["inputs_digest"]),
         "model_checksum": str(data.attrs["model_checksum_sha256"]),
         "correlation": float(correlation) if correlation else None,
-        "issue_time": path.stat().st_mtime,
+        "issue_time": times.parse_time(data.attrs["issue_time"]).timestamp(),
         "stages": "",
         "verified": "",
         "verified_reason": "",
@@ -178,11 +178,20 @@ def point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> No
         try:
             if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
                 return
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged and is written again", path)
         with store.publish(path) as temporary:
             hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
             temporary.write_text(json.dumps(hint) + "\n")
+
+
+def is_there(store: Store, row: Row) -> bool:
+    """Whether a published product and its companion are still in the store; one that was lost is made again."""
+    path = store.root / row["path"]
+    missing = [p for p in (path, store.baselines(path)) if not p.is_file() or not p.stat().st_size]
+    if missing:
+        log.warning("%s was published but is lost; it is made again", store.relative(missing[0]))
+    return not missing
 
 
 def recorded(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:

@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Rebuilt:
-    """What was found again. ``damaged`` pairs paths with what is wrong with them."""
+    """What was found again. ``damaged`` pairs paths with what is wrong with them.
+
+    ``unknown`` are domains of the root that the settings do not name and the catalog has no row of.
+    """
 
     frames: int = 0
     forecasts: int = 0
@@ -29,6 +32,7 @@ class Rebuilt:
     skipped: int = 0
     quarantined: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def rebuild(
@@ -73,7 +77,16 @@ def rebuild(
             for table, found in rows.items():
                 connection.execute(sa.delete(table).where(table.c.domain == domain.name))
                 catalog.upsert(connection, table, found)
+    result.unknown = _unknown_domains(domains, store, catalog)
     return result
+
+
+def _unknown_domains(domains: list[Domain], store: Store, catalog: Catalog) -> list[str]:
+    folders = [path for part in ("archive", "products") for path in (store.root / part).glob("*") if path.is_dir()]
+    named = {domain.name for domain in domains}
+    for table in (tables.frames, tables.cycles):
+        named |= {row["domain"] for row in catalog.read(sa.select(table.c.domain).distinct())}
+    return sorted({path.name for path in folders} - named)
 
 
 def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[str, int, int], None]) -> list[Row]:

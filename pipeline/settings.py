@@ -262,7 +262,10 @@ def load(
         values[key] = _Value(_parse_text(text), "option")
     base = (path.parent if path is not None else Path.cwd()).resolve()
     tree = _unflatten(values)
-    folder = _expand(str(tree.pop("root", "nowcast-data")), "root", environment)
+    root_value = tree.pop("root", "nowcast-data")
+    folder = _expand(str(root_value), "root", environment)
+    if not folder or not isinstance(root_value, str):
+        raise SettingsError(f"root = {root_value!r}: expected a folder")
     if "://" in folder:
         raise SettingsError(f"root = {folder!r}: only a local folder so far, not an object store")
     tree["root"] = root = (base / folder).resolve()
@@ -305,8 +308,9 @@ def flat(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def hide_secrets(text: str) -> str:
-    """Replace the password of a URL by ***."""
-    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", text)
+    """Replace the password of a URL, before the host or in its query, by ***."""
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+    return re.sub(r"([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _config_path(config: Path | None, environment: Mapping[str, str]) -> Path | None:

@@ -52,7 +52,12 @@ def _status(catalog: Catalog, domain: str) -> DomainStatus:
         .group_by(c.state, c.kind, c.method, c.verified)
     )
     good = tables.volumes.alias().c
-    replaced = sa.exists().where(good.domain == domain, good.key == v.key, good.state.in_(("framed", "duplicate")))
+    replaced = sa.exists().where(
+        good.domain == domain,
+        good.key == v.key,
+        good.state.in_(("framed", "duplicate")),
+        good.arrived_at > v.arrived_at,
+    )
     bad = catalog.read(
         sa.select(v.reason)
         .where(v.domain == domain, v.state.in_(("quarantined", *tables.RETRIED)), ~replaced)

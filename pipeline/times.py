@@ -1,11 +1,31 @@
 """UTC times: aware datetimes everywhere, converted here. Nothing below the edge reads the clock."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# outside of these there is no radar; dates at the ends of the calendar overflow when a lead time is added
+YEARS = range(1900, 2200)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The wall clock as the edge read it, and how it goes on; the same in every process of this machine.
+
+    Attributes:
+        start: what the clock showed (or, in a replay, was said to show) when the work began.
+    """
+
+    start: datetime
+    begun: float = field(default_factory=time.monotonic)
+
+    def now(self) -> datetime:
+        """The start plus the time that has passed since."""
+        return self.start + timedelta(seconds=time.monotonic() - self.begun)
 
 
 def parse_time(text: str) -> datetime:
@@ -15,10 +35,12 @@ def parse_time(text: str) -> datetime:
         ValueError: not a time; the message says what was expected.
     """
     try:
-        time = datetime.fromisoformat(text.strip())
+        found = datetime.fromisoformat(text.strip())
     except ValueError as err:
         raise ValueError(f"{text!r} is not an ISO 8601 time such as 2020-10-31T04:00Z") from err
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    if found.year not in YEARS:
+        raise ValueError(f"{text!r} is not in the years {YEARS.start} to {YEARS.stop - 1}")
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def iso(time: datetime) -> str:

@@ -81,6 +81,11 @@ def train(
         windows[domain.name] = len(one.train) + len(one.validation)
         spacings.append(source.grid.spacing_m)
         periods[domain.name] = f"{times.iso(held[0])}/{times.iso(held[-1])}"
+    if not any(len(one.validation) for one in series):
+        raise NowcastError(
+            f"no window of {config.input_frames + config.lead_frames} wet frames lies in the last "
+            f"{VALIDATION_SHARE:.0%} of the archive, so nothing could tell a good model; ingest a longer period"
+        )
     torch.manual_seed(config.seed)
     network = zoo.build(network_name)
     levels = [pixel_of_rate(r, first.zr, first.scale) / 255 for r in (2.0, 5.0, 10.0, 30.0)]

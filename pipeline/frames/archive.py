@@ -7,6 +7,7 @@ The chunk is one slot, so a frame is one file that is replaced atomically and tw
 import asyncio
 import hashlib
 import json
+import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import LocalStore
@@ -114,7 +115,7 @@ class Archive:
             if day not in self._opened and not (path / "frames" / "zarr.json").is_file():
                 self._create(path, self._attributes(source), frame.pixels.shape)
             self._open(day)[slot] = np.stack((frame.pixels, frame.state))
-        except OSError as err:
+        except (OSError, ValueError, KeyError, RuntimeError) as err:
             raise StoreUnavailable(f"cannot write the frame {times.iso(time)} to {path}: {err}") from err
         return checksum(frame)
 
@@ -137,6 +138,19 @@ class Archive:
             return None
         return Frame(planes[0], planes[1])
 
+    def set_aside(self, time: datetime) -> None:
+        """Move the damaged object of a frame to the quarantine, so that its source can be taken in again."""
+        day, slot = self._slot(time)
+        path = self._path(day) / "frames" / "c" / str(slot)
+        target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        except FileNotFoundError:
+            return  # another process was first
+        except OSError as err:
+            raise StoreUnavailable(f"the damaged frame {path} cannot be set aside: {err}") from err
+
     def source(self) -> FrameSource | None:
         """What all frames share; None if there is no frame yet.
 
@@ -145,7 +159,10 @@ class Archive:
             StoreUnavailable: it has a format that this version does not read.
         """
         if self._source is None and self._about.is_file():
-            found = json.loads(self._about.read_text())
+            try:
+                found = json.loads(self._about.read_text())
+            except ValueError as err:
+                raise StoreUnavailable(f"{self._about} is damaged: {err}") from err
             if found.get("format_version") != FORMAT_VERSION:
                 raise StoreUnavailable(
                     f"{self._about} has archive format {found.get('format_version')}, "
@@ -211,7 +228,8 @@ class Archive:
                 chunks=(1, len(PLANES), *shape),
                 dtype="uint8",
                 fill_value=NEVER_WRITTEN,
-                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
+                # without the checksum a flipped bit decodes to other rain
+                compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
                 dimension_names=("slot", "plane", "y", "x"),
             )
         except (ContainsArrayError, ContainsGroupError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import BadInput
 from pipeline.settings import DRIZZLE_FLOOR_MM_H, ZR, Domain, NativeGrid, Scale
 from pipeline.sources.contract import RainField
 
@@ -88,7 +89,12 @@ def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
 
     Returns:
         The frame, and the share of native cells that was removed.
+
+    Raises:
+        BadInput: a rain rate is negative.
     """
+    if field.quantity == "rain_rate" and (field.values < 0).any():
+        raise BadInput(f"expected rain rates of 0 mm/h or more, found {np.nanmin(field.values):g}")
     rate = field.values if field.quantity == "rain_rate" else rate_of_reflectivity(field.values, domain.zr)
     removed = rate > domain.quality.max_rate_mm_h
     n = domain.grid.coarsen if isinstance(domain.grid, NativeGrid) else 1

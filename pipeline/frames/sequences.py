@@ -35,6 +35,7 @@ class InputSequence:
         checksums: SHA-256 of each measured frame.
         correlation: un-centred, oldest against newest frame; None if the oldest is missing.
         source: grid, drizzle floor and averaging interval of the frames.
+        damaged_times: of the frames whose object cannot be decoded; they count as missing.
     """
 
     reference_time: datetime
@@ -46,6 +47,7 @@ class InputSequence:
     checksums: tuple[str, ...]
     correlation: float | None
     source: FrameSource
+    damaged_times: tuple[datetime, ...] = ()
 
     @property
     def observed(self) -> NDArray[np.bool_]:
@@ -85,8 +87,9 @@ def read_sequence(archive: Archive, domain: Domain, reference_time: datetime) ->
         NotForecast: the frame of the reference time itself is missing.
     """
     step = domain.cadence
+    damaged: list[datetime] = []
     instants = [reference_time - (domain.input_frames - 1 - n) * step for n in range(domain.input_frames)]
-    found: dict[datetime, Frame | None] = {time: _read(archive, time) for time in instants}
+    found: dict[datetime, Frame | None] = {time: _read(archive, time, damaged) for time in instants}
     newest, source = found[reference_time], archive.source()
     if newest is None or source is None:
         raise NotForecast(f"no frame at the reference time {times.iso(reference_time)}")
@@ -106,13 +109,15 @@ def read_sequence(archive: Archive, domain: Domain, reference_time: datetime) ->
         checksums=tuple(checksum(frame) for frame in found.values() if frame is not None),
         correlation=None if first is None else correlation(first.pixels, newest.pixels),
         source=source,
+        damaged_times=tuple(damaged),
     )
 
 
-def _read(archive: Archive, time: datetime) -> Frame | None:
+def _read(archive: Archive, time: datetime, damaged: list[datetime]) -> Frame | None:
     """A frame that cannot be decoded is missing, and said to be."""
     try:
         return archive.read(time)
     except DamagedFrame as err:
         log.warning("%s", err)
+        damaged.append(time)
         return None

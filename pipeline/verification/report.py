@@ -1,6 +1,5 @@
 """The verification report: one self-contained HTML page, and the scores as CSV beside it."""
 
-import html
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -189,7 +188,7 @@ def _model_section(key: str, table: pd.DataFrame, data: xr.Dataset) -> dict[str,
     thresholds = sorted(common.threshold_mm_h.unique())
     return {
         "name": key,
-        "sentences": _sentences(common),
+        "sentences": sentences(common),
         "curves": figures.score_curves(common, "csi", thresholds, "CSI (0 to 1, best 1)"),
         "errors": figures.error_curves(common),
         "headline": headline(table),
@@ -198,7 +197,7 @@ def _model_section(key: str, table: pd.DataFrame, data: xr.Dataset) -> dict[str,
     }
 
 
-def _sentences(common: pd.DataFrame) -> list[str]:
+def sentences(common: pd.DataFrame) -> list[str]:
     """Who was best, said plainly, for two thresholds and two lead times that the table has."""
     methods = list(dict.fromkeys(common.method))
     said = []
@@ -217,7 +216,9 @@ def _sentences(common: pd.DataFrame) -> list[str]:
                 said.append(f"{lead} min, {threshold:g} mm/h: no event was observed or forecast; nothing to measure.")
                 continue
             values = ", ".join(f"{m} {_number(part[m])}" for m in methods)
-            said.append(f"{lead} min, {threshold:g} mm/h: CSI {values}; {part.idxmax()} is highest.")
+            highest = [str(m) for m in methods if part[m] == part.max()]
+            verdict = f"{highest[0]} is highest" if len(highest) == 1 else f"{' and '.join(highest)} are equal"
+            said.append(f"{lead} min, {threshold:g} mm/h: CSI {values}; {verdict}.")
     return said
 
 
@@ -259,7 +260,7 @@ def _page(
         case=case,
         floor=f"{DRIZZLE_FLOOR_MM_H:g}",
         made=times.iso(now),
-        version=html.escape(software_version()),
+        version=software_version(),
     )
 
 

@@ -6,11 +6,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
+import xarray as xr
 
 from pipeline import catalog as tables
 from pipeline import packing, product, times
@@ -18,12 +19,16 @@ from pipeline.catalog import Catalog, Lease, Row
 from pipeline.errors import DamagedFrame, LeaseLost
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE, pixel_of_rate
+from pipeline.ingest import forget_damaged
 from pipeline.settings import Domain
 from pipeline.storage import Store
 from pipeline.verification import files
 from pipeline.verification.sums import PIXEL_SETS, PairSums, pair_sums
 
 log = logging.getLogger(__name__)
+
+# scoring the forecasts of a day takes seconds to minutes
+LEASE_PATIENCE_S = 600.0
 
 
 @dataclass
@@ -60,16 +65,19 @@ def verify(
             result.waiting += 1
             if not row["verified_reason"]:
                 _mark(catalog, [row | {"verified_reason": "no observation of its lead times has arrived"}])
-        elif digest == row["observations_digest"]:
+            continue
+        day = times.day_of(tables.from_seconds(row["reference_time"]))
+        path = store.scores(domain.name, row["kind"], model_key(row), day)
+        if digest == row["observations_digest"] and path.is_file() and path.stat().st_size:
             result.unchanged += 1
         else:
-            day = times.day_of(tables.from_seconds(row["reference_time"]))
-            due[store.scores(domain.name, row["kind"], model_key(row), day)].append((row, digest))
+            due[path].append((row, digest))
     total = sum(map(len, due.values()))
+    reset: list[datetime] = []
     for path, rows in due.items():
-        with catalog.lease(f"scores/{store.relative(path)}") as lease:
+        with catalog.lease(f"scores/{store.relative(path)}", LEASE_PATIENCE_S) as lease:
             if lease is None:
-                result.waiting += len(rows)
+                result.failed.append((store.relative(path), "another process works on these scores"))
                 continue
             before = result.scored + len(result.failed)
 
@@ -77,9 +85,15 @@ def verify(
                 progress(before + n, total)
 
             try:
-                _verify_file(domain, store, catalog, archive, lease, path, rows, result, show)
-            except LeaseLost:
-                result.waiting += len(rows)
+                if _verify_file(domain, store, catalog, archive, lease, path, rows, result, show):
+                    reset.append(times.day_of(tables.from_seconds(rows[0][0]["reference_time"])))
+            except LeaseLost as err:
+                result.failed.append((store.relative(path), str(err)))
+    if reset:  # a file of other thresholds or leads, or a damaged one, was replaced: its other forecasts are due again
+        first, last = min(start, min(reset)), max(end, max(reset) + timedelta(days=1))
+        again = verify(domain, store, catalog, first, last, progress)
+        result.scored, result.unchanged = result.scored + again.scored, again.unchanged - result.scored
+        result.failed += again.failed
     return result
 
 
@@ -99,13 +113,14 @@ def _verify_file(
     rows: list[tuple[Row, str]],
     result: VerifyResult,
     progress: Callable[[int], None],
-) -> None:
+) -> int:
+    """Score the forecasts of one file; returns how many others of it must be scored again."""
     made, marked = [], []
     methods: list[str] = []
     for n, (row, digest) in enumerate(rows):
         progress(n)
         try:
-            sums, methods = _score(domain, store, archive, row)
+            sums, methods = _score(domain, store, catalog, archive, row)
         except (OSError, ValueError, KeyError) as err:
             log.warning("cannot verify %s: %s", row["path"], err)
             result.failed.append((row["path"], str(err)))
@@ -123,10 +138,12 @@ def _verify_file(
             }
         )
     if not made:
-        return
+        return 0
     leads = [(n + 1) * domain.cadence_minutes for n in range(domain.lead_frames)]
     new = files.to_dataset(made, methods, leads, list(domain.thresholds_mm_h))
-    merged = files.merge(files.read(path) if path.is_file() else None, new)
+    old = _standing_scores(path)
+    merged = files.merge(old, new)
+    replaced = path.is_file() and (old is None or not files.same_layout(old, new))
     with store.new_file(path) as temporary:
         file_row = {
             "path": store.relative(path),
@@ -140,13 +157,41 @@ def _verify_file(
             lease.check(connection)
             store.put(temporary, path)
             catalog.upsert(connection, tables.scores, [file_row])
+            others = _forget_scores(connection, rows[0][0]) if replaced else 0
             catalog.upsert(connection, tables.cycles, marked)
     progress(len(rows))
     result.scored += len(made)
     result.files.append(store.relative(path))
+    return others - len(made) if replaced else 0
 
 
-def _score(domain: Domain, store: Store, archive: Archive, row: Row) -> tuple[files.ForecastSums, list[str]]:
+def _standing_scores(path: Path) -> xr.Dataset | None:
+    try:
+        return files.read(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError) as err:
+        log.warning("the scores %s are damaged and are made again: %s", path, err)
+        return None
+
+
+def _forget_scores(connection: sa.Connection, row: Row) -> int:
+    """Mark every forecast of the row's kind, method and day as not verified; returns how many were."""
+    c = tables.cycles.c
+    day = times.day_of(tables.from_seconds(row["reference_time"]))
+    same = sa.and_(
+        c.domain == row["domain"],
+        c.kind == row["kind"],
+        c.method == row["method"],
+        c.model_checksum == row["model_checksum"],
+        c.reference_time.between(times.seconds(day), times.seconds(day) + 86399),
+        c.observations_digest != "",
+    )
+    done = connection.execute(sa.update(tables.cycles).where(same).values(verified="", observations_digest=""))
+    return int(done.rowcount)
+
+
+def _score(
+    domain: Domain, store: Store, catalog: Catalog, archive: Archive, row: Row
+) -> tuple[files.ForecastSums, list[str]]:
     path = store.root / row["path"]
     pixels, state, attrs = product.read_forecast(path, domain)
     if attrs["content_digest"] != row["content_digest"]:
@@ -169,6 +214,7 @@ def _score(domain: Domain, store: Store, archive: Archive, row: Row) -> tuple[fi
             truth = archive.read(valid_time)
         except DamagedFrame as err:
             log.warning("%s", err)
+            forget_damaged(archive, catalog, domain, valid_time)
             truth = None
         observed.append(truth is not None)
         for n, values in enumerate(compared.values()):

@@ -86,4 +86,7 @@ def test_against_pysteps_on_real_rain(name, sample_data):
         print(f"  CSI at {rate:g} mm/h ours {a:.4f}, pysteps {b:.4f}")
     a, b = (float(np.sqrt(squares[who] / pairs)) for who in ("ours", "pysteps"))
     print(f"  RMSE (dB)     ours {a:.3f}, pysteps {b:.3f}")
-    assert pairs > 0
+    assert a <= b
+    for rate in thresholds:
+        a, b = (counts[who, rate][0] / counts[who, rate].sum() for who in ("ours", "pysteps"))
+        assert a >= b

@@ -77,8 +77,12 @@ def test_run_says_where_the_product_lies(here):
         ("run small --set root", 2, "KEY=VALUE"),
         ("run small --reference-time noon", 2, "ISO 8601"),
         ("run small --reference-time 2024-06-01T02:03Z", 2, "10-minute axis"),
-        ("run small --reference-time 2999-01-01T00:00Z", 2, "after now"),
+        ("run small --reference-time 2199-01-01T00:00Z", 2, "after now"),
         ("backfill small --from 2024-06-02 --to 2024-06-01", 2, "before --from"),
+        ("verify small --from 2024-06-02 --to 2024-06-01", 2, "before --from"),
+        ("backfill small --from 0001-01-01 --to 2024-06-01", 2, "1900 to 2199"),
+        ("backfill small --from 2024-06-01T02:03Z --to 2024-06-01T02:07Z", 0, "no instant of the 10-minute axis"),
+        ("train small --name convlstm", 2, "shipped model has this name"),
         ("report small", 2, "nowcast backfill small"),
         ("train small", 3, "nowcast ingest small"),
         ("train small --network nonesuch", 2, "wu2019_radar_3l"),
@@ -139,7 +143,7 @@ def test_a_catalog_of_another_schema_names_the_command(here):
 
 
 def test_train_writes_a_model_that_serves(here):
-    nowcast("ingest small --from 2024-06-01T00:00Z --to 2024-06-01T12:00Z")
+    nowcast("ingest small --from 2024-06-01T00:00Z --to 2024-06-02T12:00Z")
     line = "train small --name mine --steps 2 --crop 32 --batch 1 --lead-frames 3"
     done = nowcast(line)
     assert done.exit_code == 0, done.output

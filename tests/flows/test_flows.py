@@ -58,7 +58,7 @@ def test_every_flow_once(prefect, config):
     assert done.verify.scored == 2
     assert verify("small", config=config).verify.unchanged == 2
     assert report("small", config=config).page.suffix == ".html"
-    ingest("small", datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 6, 1, 12, tzinfo=UTC), config=config)
+    ingest("small", datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 6, 2, 12, tzinfo=UTC), config=config)
     request = TrainingRequest(name="tiny", steps=1, crop=32, batch=1, lead_frames=2)
     assert train(["small"], request, config=config).folder.name == "tiny"
     left = artifacts()

@@ -1,5 +1,6 @@
 """What is received becomes frames; what cannot be used is kept aside with its reason, and the rest goes on."""
 
+import dataclasses
 import multiprocessing
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from pipeline.grids import centred_grid
 from pipeline.ingest import ingest
 from pipeline.rebuild import rebuild
 from pipeline.settings import Domain
+from pipeline.sources.readers import READERS
 from pipeline.sources.synthetic import SyntheticRain, write_composite
 from pipeline.status import status
 from pipeline.storage import Store
@@ -98,6 +100,50 @@ def test_a_file_that_was_replaced_by_a_good_one_is_no_problem_any_more(tmp_path,
     path.write_bytes(good)
     take_in(domain, store, catalog)
     assert (status(catalog, ["odim"])[0].frames, status(catalog, ["odim"])[0].unusable) == (1, 0)
+
+
+def test_a_good_file_that_was_overwritten_by_garbage_is_a_problem(tmp_path, store, catalog):
+    domain = composites(tmp_path / "in")
+    path = put(tmp_path / "in", T0)
+    take_in(domain, store, catalog)
+    path.write_bytes(b"garbage")
+    take_in(domain, store, catalog)
+    found = status(catalog, ["odim"])[0]
+    assert found.unusable == 1 and path.name in found.newest_problem
+
+
+def test_negative_rain_is_no_rain_at_all(tmp_path, store, catalog, monkeypatch):
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    real = READERS["odim_comp"].read
+
+    def negative(path):
+        return dataclasses.replace(real(path), values=real(path).values - 1)
+
+    monkeypatch.setitem(READERS, "odim_comp", dataclasses.replace(READERS["odim_comp"], read=negative))
+    assert "found -1" in take_in(domain, store, catalog).quarantined[0][1]
+
+
+def test_the_fault_of_the_archive_is_not_that_of_the_file(tmp_path, store, catalog):
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    take_in(domain, store, catalog)
+    put(tmp_path / "in", T0 + timedelta(minutes=10))
+    (store.archive("odim") / "2024/06/01.zarr/frames/zarr.json").write_text("garbage")
+    with pytest.raises(StoreUnavailable, match="cannot write the frame"):
+        take_in(domain, store, catalog)
+    assert status(catalog, ["odim"])[0].unusable == 0
+
+
+def test_what_only_other_settings_name_is_said_at_a_rebuild(tmp_path, store, catalog):
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    take_in(domain, store, catalog)
+    with catalog.write() as connection:
+        connection.execute(sa.delete(tables.frames))
+    other = synthetic_domain("other")
+    assert rebuild([other], store, catalog).unknown == ["odim"]
+    assert rebuild([other, domain], store, catalog).unknown == []
 
 
 def test_a_folder_of_names_that_the_reader_does_not_know_is_said(tmp_path, store, catalog, caplog):

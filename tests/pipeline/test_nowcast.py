@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from pipeline.errors import LeaseLost, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import ADVECTED, NO_COVERAGE
 from pipeline.packing import read_digest, read_packed
+from pipeline.rebuild import rebuild
 from pipeline.storage import Store
-from tests.conftest import NOW, settings_for, synthetic_domain
+from tests.conftest import NOW, PROJECT, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 STEP = timedelta(minutes=10)
@@ -84,7 +86,7 @@ def issue(settings, *reference_times, kind="hindcast"):
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
     load = lambda spacing: nowcast.load_methods(domain, store, 1, spacing)  # noqa: E731
-    return nowcast.issue(domain, store, catalog, load, list(reference_times), kind, NOW)
+    return nowcast.issue(domain, store, catalog, load, list(reference_times), kind, times.Clock(NOW))
 
 
 def test_again_there_is_no_work_and_no_digest_changes(settings):
@@ -126,6 +128,51 @@ def test_a_run_killed_at_any_moment_and_run_again_leaves_the_same(settings, tmp_
     assert digests(settings) == digests(whole)
     assert files_below(settings.root) == files_below(whole.root)
     assert list((settings.root / "tmp").iterdir()) == []
+
+
+def processes_of(session: int) -> list[int]:
+    """Processes that a command and its children run in."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_backfill_stops_with_its_workers(settings, tmp_path, ending):
+    grid = "{ crs = '+proj=laea +lat_0=51 +lon_0=5 +units=m', shape = [192, 192], spacing_m = 2000, centre = [5, 51] }"
+    (tmp_path / "nowcast.toml").write_text(
+        f"root = '{settings.root}'\n[domains.small]\ncadence_minutes = 10\ngrid = {grid}\n"
+        "source = { kind = 'synthetic', seed = 21 }\n"
+    )
+    line = "backfill small --from 2024-06-01T02:00Z --to 2024-06-01T22:00Z --workers 2 --set prefect_api_url=http://x:9"
+    command = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *line.split()],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((settings.root / "products").rglob("*.nc")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ending == signal.SIGINT:  # Ctrl-C reaches every process
+        os.killpg(command.pid, signal.SIGINT)
+        said = command.communicate(timeout=120)[1]
+        assert command.returncode == 130 and "the same command goes on" in said
+    else:
+        command.kill()
+        command.wait()
+    made = len(list((settings.root / "products").rglob("*_r1.nc")))
+    deadline = time.monotonic() + 30
+    while processes_of(command.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(command.pid) == []
+    assert 0 < made < 60  # of 121
+    assert len(list((settings.root / "products").rglob("*_r1.nc"))) <= made + 8
 
 
 def test_nothing_looks_into_the_future(settings, tmp_path):
@@ -186,6 +233,55 @@ def test_a_damaged_input_frame_counts_as_missing(settings):
         assert (made.method or None) == expected
         if expected:
             assert read_packed(settings.root / made.path).attrs["filled_times"] == "2024-06-01T01:40:00Z"
+
+
+def test_a_flipped_byte_in_a_frame_is_noticed_and_its_source_read_again(settings):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    archive = Archive(Store(settings.root), settings.domain("small"))
+    whole = archive.read(T0 - STEP)
+    folder = archive._path(datetime(2024, 6, 1, tzinfo=UTC)) / "frames/c/11"
+    (path,) = (p for p in folder.rglob("*") if p.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    (made,) = issue(settings, T0)
+    data = read_packed(settings.root / made.path)
+    assert data.attrs["filled_times"] == "2024-06-01T01:50:00Z" and "01:50" not in data.attrs["input_times"]
+    again = operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    assert (again.ingest.framed, again.ingest.unchanged) == (1, 4)
+    assert np.array_equal(Archive(Store(settings.root), settings.domain("small")).read(T0 - STEP).pixels, whole.pixels)
+    assert len(list((settings.root / "quarantine/small").iterdir())) == 1
+
+
+@pytest.mark.parametrize("lost", ["small_20240601T020000Z_r1.nc", "small_20240601T020000Z_r1.baselines.nc"])
+def test_a_product_that_was_lost_is_made_again(settings, lost):
+    first = backfill(settings)
+    before = digests(settings)
+    (settings.root / first.products[0]).with_name(lost).unlink()
+    assert backfill(settings).cycles == {"published": 1}
+    assert digests(settings) == before and (settings.root / first.products[0]).with_name(lost).is_file()
+
+
+def test_the_time_of_issue_is_that_of_publication_and_comes_back_after_a_loss(settings):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    store, catalog = operations.open_root(settings)
+    clock = times.Clock(NOW - timedelta(seconds=30), time.monotonic() - 30)
+    domain = settings.domain("small")
+    nowcast.issue(domain, store, catalog, lambda s: nowcast.load_methods(domain, store, 1, s), [T0], "issued", clock)
+    (row,) = catalog.read(sa.select(tables.cycles))
+    issued = row["issue_time"] - NOW.timestamp()
+    assert 0 <= issued < 25
+    rebuild([domain], store, catalog)
+    (row,) = catalog.read(sa.select(tables.cycles))
+    assert row["issue_time"] - NOW.timestamp() == pytest.approx(issued, abs=1)
+
+
+def test_a_domain_of_last_frame_has_no_fallback_to_report(root):
+    settings = settings_for(root, synthetic_domain(model="last_frame"))
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+    remove_frames(settings, T0 - STEP, T0 - 2 * STEP)
+    (made,) = issue(settings, T0)
+    assert (made.method, made.reason) == ("last_frame", "")
 
 
 def test_a_late_feed_still_gives_the_newest_forecast_from_all_its_inputs(settings):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,11 @@ def test_times_and_values_read_back_with_their_units(tmp_path):
         bounds = data.accumulation_time_bounds.values
         assert (bounds[0, 0], bounds[0, 1]) == (np.datetime64("2024-06-01T02:00"), np.datetime64("2024-06-01T03:00"))
         assert data.accumulation_time.values[0] == bounds[0, 1]
+
+
+def test_a_full_disk_is_an_error_and_no_crash():
+    with pytest.raises(OSError, match="No space left"):
+        write(Path("/dev/full"), LCC)
 
 
 def test_operator_and_terms_of_the_data_are_in_the_product(tmp_path):

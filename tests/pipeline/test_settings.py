@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.settings import flat, load
+from pipeline.settings import flat, hide_secrets, load
 
 DOMAIN = """
 [domains.here]
@@ -69,6 +69,8 @@ def test_sample_data_variable_expands(config, tmp_path):
         (DOMAIN + "[domains.here.scale]\ndbz_min = 8\n", ["domains.here", "0.1 mm/h", "scale 8 to 60 dBZ"]),
         (DOMAIN + "[domains.here.scale]\ndbz_min = 20\ndbz_max = 30\n", ["domains.here", "26 dB"]),
         ("root = 's3://bucket/x'\n", ["root", "local folder"]),
+        ("root = 5\n", ["root = 5", "folder"]),
+        ("root = ''\n", ["root = ''", "folder"]),
         ("[domains.'../evil']\ncadence_minutes = 10\n", ["../evil", "lower-case"]),
         ("threads = 'many'\n", ["threads", "many", "integer"]),
         ("x = [", ["not valid TOML"]),
@@ -111,6 +113,8 @@ def test_secrets_are_hidden(config):
     settings = load(config("catalog = 'postgresql://me:hush@db/nowcast'\n"), None, {})
     shown = dict((key, value) for key, value, _ in flat(settings))
     assert shown["catalog"] == "postgresql://me:***@db/nowcast"
+    for url in ("postgresql://db/x?user=u&password=hush&sslmode=require", "redis://:hush@db/1", "x://h?api_key=hush"):
+        assert "hush" not in hide_secrets(url) and "***" in hide_secrets(url)
 
 
 def test_every_example_loads(monkeypatch):

@@ -1,6 +1,7 @@
 """Sums by hand, honest masks, late observations, and the page."""
 
 import shutil
+import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,11 +11,11 @@ import sqlalchemy as sa
 
 from pipeline import catalog as tables
 from pipeline import nowcast, operations
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, Lease
 from pipeline.frames.archive import Archive
 from pipeline.packing import read_digest
 from pipeline.storage import Store
-from pipeline.verification import files, scores
+from pipeline.verification import files, report, scores
 from pipeline.verification.sums import pair_sums
 from tests.conftest import NOW, settings_for, synthetic_domain
 
@@ -149,6 +150,55 @@ def test_other_lead_times_than_the_products_are_an_error_for_each_and_not_a_cras
     report = operations.verify(other, "small", None, None, NOW)
     assert len(report.problems) == 2 and "4 leads every 10 minutes" in report.problems[0]
     assert operations.report(other, "small", None, None, None, NOW).page.is_file()
+
+
+def test_scores_under_other_thresholds_and_back_again_are_scores_of_all(settings):
+    backfill(settings, cycles=3)
+    path, _ = the_sums(settings)
+    before = read_digest(path)
+    other = settings_for(settings.root, synthetic_domain(model="optical_flow", thresholds_mm_h=[1.0, 20.0]))
+    assert operations.verify(other, "small", T0, T0, NOW).verify.scored == 3  # the file is one: all of its forecasts
+    assert len(files.read(path)["reference_time"]) == 3
+    back = operations.verify(settings, "small", T0, T0 + STEP, NOW)
+    assert back.verify.scored == 3 and back.problems == []
+    assert read_digest(path) == before
+    assert operations.verify(settings, "small", None, None, NOW).verify.unchanged == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_lost_or_damaged_file_of_scores_is_made_again(settings, content):
+    backfill(settings, cycles=3)
+    path, _ = the_sums(settings)
+    before = read_digest(path)
+    path.write_bytes(content)
+    if content:  # its size does not tell; whoever scores next finds it
+        with Catalog(settings.catalog).write() as connection:
+            first = tables.cycles.c.reference_time == T0.timestamp()
+            connection.execute(sa.update(tables.cycles).where(first).values(observations_digest=""))
+    operations.verify(settings, "small", None, None, NOW)
+    assert read_digest(path) == before
+
+
+def test_scores_that_another_process_works_on_are_waited_for(settings, monkeypatch):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0 + 4 * STEP, NOW)
+    operations.run(settings, "small", T0, NOW)
+    lease = Lease(Catalog(settings.catalog), "scores/verification/small/hindcast/optical_flow/20240601.nc")
+    assert lease.acquire()
+    monkeypatch.setattr("pipeline.verification.verify.LEASE_PATIENCE_S", 0.0)
+    held = operations.verify(settings, "small", None, None, NOW)
+    assert held.verify.scored == 0 and "another process" in held.problems[0]
+    monkeypatch.setattr("pipeline.verification.verify.LEASE_PATIENCE_S", 30.0)
+    threading.Timer(0.3, lease.release).start()
+    assert operations.verify(settings, "small", None, None, NOW).verify.scored == 1
+
+
+def test_methods_that_are_equal_are_said_to_be_equal():
+    rows = [
+        {"method": m, "pixel_set": "common", "lead_minutes": 30, "threshold_mm_h": 0.5, "csi": 0.0, "pairs": 9}
+        for m in ("convlstm", "optical_flow")
+    ]
+    (said,) = report.sentences(pd.DataFrame(rows))
+    assert said.endswith("convlstm and optical_flow are equal.")
 
 
 def test_a_changed_product_is_not_scored(settings):
