@@ -58,14 +58,22 @@ class Scale(_Frozen):
 
 
 class Quality(_Frozen):
-    """Checks of gridded input.
+    """Checks of what was received; a number of 0, or false, switches a step off.
 
-    A cell above ``max_rate_mm_h`` is removed (the largest 5-minute rates on record stay below 500 mm/h); a frame whose
-    observed share is below ``min_coverage`` is quarantined, since a silent radar must not read as a dry one.
+    ``min_rhohv``, ``min_fluctuation_db``, ``ground_echo`` and ``min_echo_gates`` are for volumes
+    (``pipeline.radar.quality``). Reflectivity is held at ``hail_cap_dbz`` before it becomes rain, since hail is
+    not. A cell above ``max_rate_mm_h`` is removed (the largest 5-minute rates on record stay below 500 mm/h); a
+    frame whose observed share is below ``min_coverage`` is quarantined, since a silent radar must not read as a dry
+    one.
     """
 
     max_rate_mm_h: float = Field(500.0, gt=0)
     min_coverage: float = Field(0.01, ge=0, le=1)
+    min_rhohv: float = Field(0.8, ge=0, le=1)
+    min_fluctuation_db: float = Field(2.5, ge=0, le=10)
+    ground_echo: bool = True
+    min_echo_gates: int = Field(10, ge=0, le=1000)
+    hail_cap_dbz: float = Field(55.0, ge=40, le=100)
 
 
 class NativeGrid(_Frozen):
@@ -113,6 +121,90 @@ class SyntheticSource(_Frozen):
     max_speed_m_s: float = Field(18.0, ge=0, le=60)
 
 
+class RadarSite(_Frozen):
+    """Position of an antenna for formats that carry none, and its height above sea level."""
+
+    longitude: float = Field(ge=-360, le=360)
+    latitude: float = Field(ge=-90, le=90)
+    altitude_m: float = Field(ge=-500, le=9000)
+
+
+class _Gridded(_Frozen):
+    """How polar volumes become a field: see ``pipeline.radar.gridding`` and ``pipeline.radar.mosaic``.
+
+    Attributes:
+        level, altitude_m: what a frame shows.
+        max_range_km: gates further away are not used.
+        mosaic: how radars are combined.
+        processes: that decode and grid at the same time.
+    """
+
+    level: Literal["cappi", "lowest", "column_max"] = "cappi"
+    altitude_m: float = Field(2000.0, ge=0, le=20000)
+    max_range_km: float = Field(240.0, ge=10, le=500)
+    mosaic: Literal["weighted", "max"] = "weighted"
+    processes: int = Field(1, ge=1, le=256)
+
+
+class VolumesSource(_Gridded):
+    """A folder of polar volumes of one or many radars, in any format that xradar reads.
+
+    Attributes:
+        pattern: regular expression of the whole file name. Its groups: ``time`` (read with ``time_format``; without it
+            the header of ODIM files is read), ``radar`` (default: all files are of one radar), ``chunk`` (to join).
+        join: ``none``: a file is a volume (or ``scans_per_file`` of them, ``scan_minutes`` apart). ``cycle``: files of
+            a radar within ``cycle_minutes`` are one volume. ``chunks``: files of one time, in the order of their
+            ``chunk``, are the pieces of one file.
+        reliable_times: false where ray times are wrong; the time of the name then counts.
+        sites: positions of radars whose format carries none.
+    """
+
+    kind: Literal["volumes"]
+    uri: str
+    pattern: str
+    time_format: str = "%Y%m%d%H%M%S"
+    join: Literal["none", "cycle", "chunks"] = "none"
+    cycle_minutes: int = Field(5, ge=1, le=30)
+    scans_per_file: int = Field(1, ge=1, le=20)
+    scan_minutes: int = Field(5, ge=1, le=30)
+    reliable_times: bool = True
+    sites: dict[str, RadarSite] = {}
+    max_file_mb: float = Field(512.0, gt=0)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as err:
+            raise ValueError(f"not a regular expression: {err}") from err
+        if unknown := set(groups) - {"time", "radar", "chunk"}:
+            raise ValueError(f"unknown groups {', '.join(sorted(unknown))}; it may have time, radar and chunk")
+        return pattern
+
+    @model_validator(mode="after")
+    def _joins_what_it_names(self) -> Self:
+        groups = re.compile(self.pattern).groupindex
+        if (self.join == "chunks") != ("chunk" in groups):
+            raise ValueError("join = 'chunks' and a group 'chunk' in the pattern belong together")
+        if self.join != "none" and ("time" not in groups or self.scans_per_file > 1):
+            raise ValueError("join needs a group 'time' in the pattern, and scans_per_file = 1")
+        return self
+
+
+class SyntheticRadarsSource(_Gridded):
+    """Synthetic rain as radars at ``radars`` would see it (``pipeline.sources.synthetic_radars``)."""
+
+    kind: Literal["synthetic_radars"]
+    radars: dict[str, RadarSite] = Field(min_length=1, max_length=500)
+    seed: int = Field(0, ge=0)
+    event_hours: int = Field(6, ge=1, le=240)
+    max_speed_m_s: float = Field(18.0, ge=0, le=60)
+
+
+PolarSource = VolumesSource | SyntheticRadarsSource
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -133,7 +225,9 @@ class Domain(_Frozen):
         Annotated[NativeGrid, Tag("native_grid")] | Annotated[ProjectedGrid, Tag("projected_grid")],
         Discriminator(_kind_of_grid),
     ]
-    source: Annotated[GriddedSource | SyntheticSource, Field(discriminator="kind")]
+    source: Annotated[
+        GriddedSource | SyntheticSource | VolumesSource | SyntheticRadarsSource, Field(discriminator="kind")
+    ]
     input_frames: int = Field(5, ge=2, le=30)
     lead_frames: int = Field(12, ge=1, le=72)  # _two_hours fits it to the cadence
     product: Literal["surface_rain"] = "surface_rain"
@@ -382,7 +476,7 @@ def _explain(err: ValidationError, values: Mapping[str, _Value]) -> str:
     lines = []
     for item in err.errors():
         # a union puts the branch it took into the path; people know only the keys of their file
-        branches = {"native_grid", "projected_grid", "gridded", "synthetic"}
+        branches = {"native_grid", "projected_grid", "gridded", "synthetic", "volumes", "synthetic_radars"}
         key = ".".join(str(part) for part in item["loc"] if part not in branches)
         origin = _origin_of(key, values)
         given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {item['input']!r}"

@@ -1,0 +1,139 @@
+"""Removal of what is not rain from a sweep. A removed gate is not measured: gridding takes the next valid beam.
+
+The steps are those that need no terrain and no history: co-polar correlation or the variation from pulse to pulse where
+the radar gives it, the texture and shape test of Gabella and Notarpietro (2002) near the ground where it gives neither,
+and single gates.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.radar.gridding import EFFECTIVE_EARTH_M
+from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Sweep, Volume
+from pipeline.settings import Quality
+
+Mask = NDArray[np.bool_]
+
+# rain and melting snow of at least this much keep their echo whatever the correlation says (hail lowers it)
+STRONG_ECHO_DBZ = 35.0
+# below this height above the antenna, echoes of the ground are to be expected
+CLUTTER_HEIGHT_M = 1500.0
+
+
+def clean(volume: Volume, quality: Quality) -> tuple[Volume, dict[str, float]]:
+    """Apply the steps that ``quality`` switches on.
+
+    Returns:
+        The cleaned volume, and per step the share of all echo gates that it removed.
+    """
+    removed: dict[str, float] = {}
+    echoes = max(1, sum(int((s.dbz > NO_ECHO_DBZ).sum()) for s in volume.sweeps))
+    sweeps = []
+    for sweep in volume.sweeps:
+        for name, step in _STEPS.items():
+            bad = step(sweep, quality)
+            if bad is None or not bad.any():
+                continue
+            removed[name] = removed.get(name, 0.0) + float(bad.sum()) / echoes
+            dbz = np.where(bad, np.float32(np.nan), sweep.dbz)
+            sweep = replace(sweep, dbz=dbz, removed=bad if sweep.removed is None else sweep.removed | bad)
+        sweeps.append(sweep)
+    return replace(volume, sweeps=tuple(sweeps)), removed
+
+
+def low_correlation(sweep: Sweep, quality: Quality) -> Mask | None:
+    """Echo that is not rain by its co-polar correlation (ground, insects, chaff); unknown correlation is kept."""
+    if not quality.min_rhohv or sweep.rhohv is None:
+        return None
+    weak = (sweep.dbz > NO_ECHO_DBZ) & (sweep.dbz < STRONG_ECHO_DBZ)
+    return np.asarray(weak & (sweep.rhohv < quality.min_rhohv))
+
+
+def still_echo(sweep: Sweep, quality: Quality) -> Mask | None:
+    """Echo that hardly changes from pulse to pulse: ground, also amid rain and at heights where mountains stand."""
+    if not quality.min_fluctuation_db or sweep.fluctuation is None:
+        return None
+    return np.asarray((sweep.dbz > NO_ECHO_DBZ) & (sweep.fluctuation < quality.min_fluctuation_db))
+
+
+def ground_echo(sweep: Sweep, quality: Quality) -> Mask | None:
+    """Gabella and Notarpietro: echo that stands out from its neighbours, or whose area has too long an edge.
+
+    Only for sweeps without a moment that tells it better, and only where the beam is low.
+    """
+    if not quality.ground_echo or sweep.rhohv is not None or sweep.fluctuation is not None:
+        return None
+    gates = _gates_below(sweep, CLUTTER_HEIGHT_M)
+    if gates < 10:
+        return None
+    # a margin, so that the test does not see an edge where it only stops
+    dbz = np.where(np.isnan(sweep.dbz), NO_ECHO_DBZ, sweep.dbz)[:, : gates + 10]
+    bad = np.zeros(sweep.dbz.shape, bool)
+    bad[:, :gates] = gabella(dbz)[:, :gates]
+    return bad
+
+
+def specks(sweep: Sweep, quality: Quality) -> Mask | None:
+    """Connected echo of fewer gates than ``quality.min_echo_gates``."""
+    if quality.min_echo_gates <= 1:
+        return None
+    echo = sweep.dbz > NO_ECHO_DBZ
+    labels = _labels_around(echo)
+    small = np.bincount(labels.ravel()) < quality.min_echo_gates
+    small[0] = False
+    return np.asarray(small[labels])
+
+
+def gabella(
+    dbz: Floats, window: int = 5, difference: float = 6.0, neighbours: int = 6, ratio: float = 1.3, rain: float = 0.0
+) -> Mask:
+    """Clutter by texture and shape, on (rays, gates) without NaN; rays are periodic.
+
+    Args:
+        window: side of the neighbourhood.
+        difference: a neighbour is alike if it is at most this much weaker, dB.
+        neighbours: fewer alike ones are clutter.
+        ratio: areas whose number of gates over that of edge gates is smaller are clutter.
+        rain: only echo above this counts, dBZ.
+    """
+    half = window // 2
+    padded = np.pad(dbz, ((half, half), (0, 0)), mode="wrap")
+    padded = np.pad(padded, ((0, 0), (half, half)), mode="constant", constant_values=NO_ECHO_DBZ)
+    alike = np.zeros(dbz.shape, np.int16)
+    for row in range(window):
+        for column in range(window):
+            if (row, column) != (half, half):
+                other = padded[row : row + dbz.shape[0], column : column + dbz.shape[1]]
+                alike += (dbz - other < difference) & (other > NO_ECHO_DBZ)
+    echo = dbz > rain
+    labels = _labels_around(echo)
+    edge = echo & ~ndimage.binary_erosion(np.pad(echo, ((1, 1), (0, 0)), mode="wrap"))[1:-1]
+    area = np.bincount(labels.ravel())
+    edges = np.bincount(labels.ravel(), weights=edge.ravel())
+    thin = area / np.maximum(edges, 1) < ratio
+    thin[0] = False
+    return np.asarray(echo & ((alike < neighbours) | thin[labels]))
+
+
+def _labels_around(echo: Mask) -> NDArray[np.int32]:
+    """Connected areas, joined over north."""
+    labels, count = ndimage.label(echo, structure=np.ones((3, 3)))
+    joined = np.arange(count + 1)
+    for shift in (-1, 0, 1):
+        last, first = labels[-1], np.roll(labels[0], shift)
+        for a, b in set(zip(last[(last > 0) & (first > 0)], first[(last > 0) & (first > 0)], strict=True)):
+            joined[joined == joined[b]] = joined[a]
+    return np.asarray(joined[labels], np.int32)
+
+
+def _gates_below(sweep: Sweep, height_m: float) -> int:
+    """Number of gates whose beam is lower than ``height_m`` above the antenna."""
+    ranges = sweep.range_m + sweep.gate_m * np.arange(sweep.dbz.shape[1])
+    height = ranges * np.sin(np.deg2rad(sweep.elevation)) + ranges**2 / (2 * EFFECTIVE_EARTH_M)
+    return int((height < height_m).sum())
+
+
+_STEPS = {"low correlation": low_correlation, "still echo": still_echo, "ground echo": ground_echo, "specks": specks}
