@@ -40,3 +40,31 @@ def interpolate_gap(
         pixels = np.floor(values[0].clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
         filled.append((np.where(covered, pixels, 0).astype(np.uint8), covered))
     return filled
+
+
+def move_forward(
+    earlier: NDArray[np.float32], later: NDArray[np.float32], share: float, floor: float, top: float
+) -> NDArray[np.float32]:
+    """The later of two fields, carried on along their motion.
+
+    Args:
+        earlier, later: (rows, columns), NaN where not observed, ``floor`` where nothing is there.
+        share: how far, in units of the time between the two.
+        floor, top: values between which the motion is seen.
+
+    Returns:
+        The moved field; NaN where it would come from a place that was not observed.
+    """
+    import torch
+
+    from models.baselines.motion import estimate_motion
+    from models.layers.warp import warp
+
+    fields = torch.from_numpy(np.stack((earlier, later))).unsqueeze(0)
+    observed = ~fields.isnan()
+    scaled = ((fields.nan_to_num(floor) - floor) / (top - floor)).clamp(0, 1)
+    motion = estimate_motion(scaled, observed)
+    both = torch.stack((scaled[:, 1] * observed[:, 1], observed[:, 1].float()), dim=1)
+    value, weight = warp(both, motion * share)[0].numpy()
+    moved = floor + (top - floor) * value / np.maximum(weight, 1e-6)
+    return np.where(weight > 0.5, moved, np.nan).astype(np.float32)

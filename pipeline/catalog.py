@@ -26,7 +26,7 @@ from pipeline.storage import process_lives
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 LEASE_S = 30.0
 BUSY_S = 10.0
 # a volume in one of these states is looked at again by a later ingest
@@ -49,8 +49,10 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        "state": sa.String(20),  # framed, duplicate, off_axis, quarantined, future or unreadable
+        "state": sa.String(20),  # framed, partial, duplicate, off_axis, quarantined, future or unreadable
         "reason": sa.Text,
+        "radar": sa.String(40),
+        "slot": sa.BigInteger,  # instant of the frame that a polar volume belongs to; 0 for others
     },
 )
 frames = _table(
@@ -64,6 +66,7 @@ frames = _table(
         "coverage": sa.Float,
         "echo": sa.Float,
         "removed": sa.Float,
+        "inputs": sa.Text,  # JSON: radar, key, offset and alignment of every volume in the frame
     },
 )
 cycles = _table(

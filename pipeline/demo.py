@@ -1,9 +1,9 @@
-"""The domain of ``nowcast demo``: three hours of one synthetic rain event over the Low Countries."""
+"""The domain of ``nowcast demo``: two radars see three hours of a synthetic rain event over the Low Countries."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.settings import Domain, ProjectedGrid, Settings, SyntheticSource
+from pipeline.settings import Domain, ProjectedGrid, RadarSite, Settings, SyntheticRadarsSource
 
 DOMAIN = "demo"
 # seed 21 is not one that the shipped model was trained on
@@ -18,6 +18,13 @@ def settings(root: Path) -> Settings:
         name=DOMAIN,
         cadence_minutes=10,
         grid=ProjectedGrid(crs=_CRS, shape=(160, 160), spacing_m=2000.0, centre=(5.0, 51.0)),
-        source=SyntheticSource(kind="synthetic", seed=21, event_hours=6, max_speed_m_s=18.0),
+        source=SyntheticRadarsSource(
+            kind="synthetic_radars",
+            seed=21,
+            radars={
+                "east": RadarSite(longitude=5.9, latitude=50.9, altitude_m=120.0),
+                "west": RadarSite(longitude=4.2, latitude=51.1, altitude_m=50.0),
+            },
+        ),
     )
     return Settings(root=root, catalog=f"sqlite:///{root / 'catalog.sqlite'}", domains={DOMAIN: domain})

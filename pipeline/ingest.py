@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from pipeline.catalog import Catalog, Row
 from pipeline.errors import BadInput, NowcastError, SettingsError
 from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
-from pipeline.settings import Domain, NativeGrid
+from pipeline.settings import Domain, NativeGrid, PolarSource
 from pipeline.sources import RainField, Source, VolumeRef, open_source
 from pipeline.storage import Store
 
@@ -38,10 +38,11 @@ class IngestResult:
     unchanged: int = 0
     duplicates: int = 0
     off_axis: int = 0
+    partial: int = 0
     quarantined: list[tuple[str, str]] = field(default_factory=list)
 
 
-class _LaterPerhaps(Exception):
+class LaterPerhaps(Exception):
     """The item may be usable another time: ``state`` is one of ``catalog.RETRIED``."""
 
     def __init__(self, state: str, reason: str) -> None:
@@ -66,19 +67,25 @@ def ingest(
         StoreUnavailable: the source, the archive or the catalog cannot be used.
         SettingsError: the archive was made with other settings, or the cadence does not fit the source.
     """
-    source = open_source(domain)
     archive = Archive(store, domain)
     archive.source()  # other settings are an error before anything is done
     result = IngestResult()
     _compare_with_catalog(archive, catalog, domain)
+    job = Job(domain, store, catalog, archive, now, result)
+    if isinstance(domain.source, PolarSource):
+        from pipeline.ingest_volumes import ingest_volumes
+
+        ingest_volumes(job, start, end, progress)
+        return result
+    source = open_source(domain)
     listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
     refs = [ref for ref in listed if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end]
-    known = {(row["key"], row["etag"]) for row in _known_volumes(catalog, domain, start, end, now)}
+    known = known_volumes(catalog, domain, start, end, now)
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
     with store.scratch() as folder:
         for n, ref in enumerate(fresh):
-            _ingest_one(_Ingest(domain, store, catalog, source, archive, folder, now, result), ref)
+            _ingest_one(job, source, folder, ref)
             progress(n + 1, len(fresh))
     return result
 
@@ -90,10 +97,11 @@ def forget_damaged(archive: Archive, catalog: Catalog, domain: Domain, time: dat
         standing = _standing_frame(connection, domain, time)
         archive.set_aside(time)
         connection.execute(sa.delete(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(time)))
-        if standing is not None:
-            again = sa.and_(v.domain == domain.name, v.key == standing["source_key"], v.state == "framed")
-            reason = f"its frame {times.iso(time)} was damaged in the archive"
-            connection.execute(sa.update(tables.volumes).where(again).values(state="unreadable", reason=reason))
+        source_key = "" if standing is None else standing["source_key"]
+        gave_it = sa.or_(v.key == source_key, v.slot == times.seconds(time))
+        again = sa.and_(v.domain == domain.name, gave_it, v.state.in_(("framed", "partial")))
+        reason = f"its frame {times.iso(time)} was damaged in the archive"
+        connection.execute(sa.update(tables.volumes).where(again).values(state="unreadable", reason=reason))
 
 
 def _compare_with_catalog(archive: Archive, catalog: Catalog, domain: Domain) -> None:
@@ -105,20 +113,18 @@ def _compare_with_catalog(archive: Archive, catalog: Catalog, domain: Domain) ->
 
 
 @dataclass(frozen=True)
-class _Ingest:
+class Job:
     """What the steps of one ingest share."""
 
     domain: Domain
     store: Store
     catalog: Catalog
-    source: Source
     archive: Archive
-    folder: Path
     now: datetime
     result: IngestResult
 
 
-def _ingest_one(job: _Ingest, ref: VolumeRef) -> None:
+def _ingest_one(job: Job, source: Source, folder: Path, ref: VolumeRef) -> None:
     """Frame one item, or record why not; either way the next one follows."""
     volume: Row = {
         "domain": job.domain.name,
@@ -130,39 +136,41 @@ def _ingest_one(job: _Ingest, ref: VolumeRef) -> None:
         "arrived_at": ref.arrived_at.timestamp(),
         "state": "framed",
         "reason": "",
+        "radar": "",
+        "slot": 0,
     }
     slot = times.nearest_slot(ref.nominal_time, job.domain.cadence)
     if abs(ref.nominal_time - slot) > AXIS_TOLERANCE:
         job.result.off_axis += 1
-        _record(job, volume | {"state": "off_axis", "reason": f"{times.iso(ref.nominal_time)} is not on the axis"})
+        record(job, volume | {"state": "off_axis", "reason": f"{times.iso(ref.nominal_time)} is not on the axis"})
         return
     path: Path | None = None
     try:
         if ref.nominal_time > job.now + FUTURE_TOLERANCE:
             dated = f"dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(job.now)})"
-            raise _LaterPerhaps("future", f"{ref.key}: {dated}")
-        path, volume["sha256"] = _fetch(job, ref)
-        _frame(job, ref, volume, slot, _decode(job, ref, path))
-    except _LaterPerhaps as err:
+            raise LaterPerhaps("future", f"{ref.key}: {dated}")
+        path, volume["sha256"] = _fetch(source, ref, folder)
+        _frame(job, ref, volume, slot, _decode(source, ref, path))
+    except LaterPerhaps as err:
         log.warning("%s", err)
         job.result.quarantined.append((ref.key, str(err)))
-        _record(job, volume | {"state": err.state, "reason": str(err)})
+        record(job, volume | {"state": err.state, "reason": str(err)})
     except BadInput as err:
-        _quarantine(job, ref, volume, path, str(err))
+        quarantine(job, ref, volume, [path] if path else [], str(err))
 
 
-def _fetch(job: _Ingest, ref: VolumeRef) -> tuple[Path, str]:
+def _fetch(source: Source, ref: VolumeRef, folder: Path) -> tuple[Path, str]:
     """The file and its checksum."""
     try:
-        path = job.source.fetch(ref, job.folder)
+        path = source.fetch(ref, folder)
         return path, _sha256(path)
     except OSError as err:
-        raise _LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {err.strerror or err}") from err
+        raise LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {err.strerror or err}") from err
 
 
-def _decode(job: _Ingest, ref: VolumeRef, path: Path) -> RainField:
+def _decode(source: Source, ref: VolumeRef, path: Path) -> RainField:
     try:
-        return job.source.decode(path)
+        return source.decode(path)
     except (NowcastError, MemoryError):
         raise
     except Exception as err:
@@ -171,7 +179,7 @@ def _decode(job: _Ingest, ref: VolumeRef, path: Path) -> RainField:
         raise BadInput(f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}") from err
 
 
-def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: RainField) -> None:
+def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainField) -> None:
     """Archive the frame of a decoded item, unless a more complete one stands."""
     domain = job.domain
     frame, removed = _checked_frame(ref, field, domain)
@@ -192,6 +200,7 @@ def _frame(job: _Ingest, ref: VolumeRef, volume: Row, slot: datetime, field: Rai
         "coverage": coverage,
         "echo": float((frame.state == ECHO).mean()),
         "removed": removed,
+        "inputs": "",
     }
     # under the catalog's write lock, so that of two files for an instant, taken in at once, one stands with its row
     with job.catalog.write() as connection:
@@ -240,35 +249,44 @@ def _checked_frame(ref: VolumeRef, field: RainField, domain: Domain) -> tuple[Fr
     return frame, removed
 
 
-def _quarantine(job: _Ingest, ref: VolumeRef, volume: Row, path: Path | None, reason: str) -> None:
-    """Keep the bytes (if they were fetched) and the reason."""
+def quarantine(job: Job, ref: VolumeRef, volume: Row, paths: Sequence[Path], reason: str) -> None:
+    """Keep the bytes (of the files that can be read) and the reason."""
     log.warning("quarantined: %s", reason)
-    kept = ""
-    if path is not None and volume["sha256"]:
-        target = job.store.quarantine(job.domain.name, ref.key, volume["sha256"])
+    kept = []
+    for path in paths:
+        try:
+            checksum = _sha256(path)
+        except OSError:
+            continue  # it has left the source since; the reason is kept all the same
+        target = job.store.quarantine(job.domain.name, path.name, checksum)
         with job.store.publish(target) as temporary:
             shutil.copyfile(path, temporary)
-        kept = job.store.relative(target)
+        kept.append(job.store.relative(target))
     volume = volume | {"state": "quarantined", "reason": reason}
     job.store.append_journal(
-        job.now, {"event": "quarantined", "volume": volume, "reason": reason, "kept": kept, "domain": job.domain.name}
+        job.now,
+        {"event": "quarantined", "volume": volume, "reason": reason, "kept": " ".join(kept), "domain": job.domain.name},
     )
     job.result.quarantined.append((ref.key, reason))
-    _record(job, volume)
+    record(job, volume)
 
 
-def _record(job: _Ingest, volume: Row) -> None:
+def record(job: Job, volume: Row) -> None:
+    """Catalog row of a volume that made no frame by itself."""
     with job.catalog.write() as connection:
         job.catalog.upsert(connection, tables.volumes, [volume])
 
 
-def _known_volumes(catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime) -> list[Row]:
-    """What needs no second look; a file still dated in the future was reported when it was first seen."""
+def known_volumes(
+    catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime
+) -> set[tuple[str, str]]:
+    """Keys and etags of what needs no second look; a file still dated in the future was reported when first seen."""
     v = tables.volumes.c
     inside = v.nominal_time.between(times.seconds(start - AXIS_TOLERANCE), times.seconds(end + AXIS_TOLERANCE))
     still_future = sa.and_(v.state == "future", v.nominal_time > times.seconds(now + FUTURE_TOLERANCE))
     settled = sa.or_(v.state.not_in(tables.RETRIED), still_future)
-    return catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, settled))
+    rows = catalog.read(sa.select(v.key, v.etag).where(v.domain == domain.name, inside, settled))
+    return {(row["key"], row["etag"]) for row in rows}
 
 
 def _standing_frame(connection: sa.Connection, domain: Domain, slot: datetime) -> Row | None:

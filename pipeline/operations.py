@@ -69,7 +69,7 @@ def ingest(
 ) -> Report:
     """Take in what the source holds; without times all of it (of a synthetic source, the last day)."""
     domain = settings.domain(domain_name)
-    endless = domain.source.kind == "synthetic"
+    endless = domain.source.kind in {"synthetic", "synthetic_radars"}
     # a file dated in the future is not taken in, but it is said that it is there
     start = start or (now - timedelta(days=1) if endless else times.EPOCH)
     end = end or (now if endless else now + timedelta(days=36500))

@@ -70,7 +70,7 @@ def rebuild(
         }
         again = [row for key, row in skipped.items() if key not in known]
         rows[tables.cycles] += again
-        rows[tables.volumes] += quarantined.values()
+        rows[tables.volumes] += [{"radar": "", "slot": 0, **row} for row in quarantined.values()]
         result.skipped += len(again)
         result.quarantined += len(quarantined)
         with catalog.write() as connection:
@@ -113,6 +113,7 @@ def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[s
                 "coverage": float(frame.observed.mean()),
                 "echo": float((frame.state == ECHO).mean()),
                 "removed": 0.0,
+                "inputs": "",
             }
         )
     return rows

@@ -84,8 +84,8 @@ def drizzle_floor(smallest_rate_mm_h: float) -> float:
 def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     """Check, coarsen and quantise a field.
 
-    Cells above the domain's ``quality.max_rate_mm_h`` are removed before the block mean. A block is observed if at
-    least half its cells are; its value is the mean rain rate of those.
+    Reflectivity is held at ``quality.hail_cap_dbz``; cells above ``quality.max_rate_mm_h`` are removed before the block
+    mean. A block is observed if at least half its cells are; its value is the mean rain rate of those.
 
     Returns:
         The frame, and the share of native cells that was removed.
@@ -93,10 +93,15 @@ def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     Raises:
         BadInput: a rain rate is negative.
     """
-    if field.quantity == "rain_rate" and (field.values < 0).any():
-        raise BadInput(f"expected rain rates of 0 mm/h or more, found {np.nanmin(field.values):g}")
-    rate = field.values if field.quantity == "rain_rate" else rate_of_reflectivity(field.values, domain.zr)
+    if field.quantity == "rain_rate":
+        if (field.values < 0).any():
+            raise BadInput(f"expected rain rates of 0 mm/h or more, found {np.nanmin(field.values):g}")
+        rate = field.values
+    else:
+        rate = rate_of_reflectivity(np.minimum(field.values, np.float32(domain.quality.hail_cap_dbz)), domain.zr)
     removed = rate > domain.quality.max_rate_mm_h
+    if field.removed is not None:
+        removed |= field.removed
     n = domain.grid.coarsen if isinstance(domain.grid, NativeGrid) else 1
     if removed.any():
         rate = np.where(removed, np.float32(np.nan), rate)

@@ -1,5 +1,6 @@
 """What a source is: it lists what was received, fetches one item and decodes it into a field."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.grids import Grid
+from pipeline.radar.volume import Volume
 
 Quantity = Literal["rain_rate", "reflectivity"]
 
@@ -23,6 +25,9 @@ class VolumeRef:
         size: bytes.
         etag: changes when the bytes change.
         arrived_at: when the item became available here.
+        radar: name of the radar that measured it; empty for a composite.
+        members: keys of the files that make it up, in order; empty if it is the one file ``key``.
+        part: which of several scans in one file, from 0.
     """
 
     key: str
@@ -30,6 +35,9 @@ class VolumeRef:
     size: int
     etag: str
     arrived_at: datetime
+    radar: str = ""
+    members: tuple[str, ...] = ()
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class RainField:
         valid_time: what the content says.
         smallest_rate_mm_h: the smallest rain rate that the source can tell from none.
         interval_s: the values are means over this many seconds that end at ``valid_time``; 0 is instantaneous.
+        removed: (rows, columns) cells without a value because quality control took it out; None if there are none.
     """
 
     values: NDArray[np.float32]
@@ -51,6 +60,32 @@ class RainField:
     valid_time: datetime
     smallest_rate_mm_h: float
     interval_s: float = 0.0
+    removed: NDArray[np.bool_] | None = None
+
+
+class PolarFeed(Protocol):
+    """A place where polar volumes come from."""
+
+    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+        """Volumes with a nominal time in [start, end], ordered by time, then key.
+
+        Raises:
+            StoreUnavailable: the place cannot be read.
+        """
+        ...
+
+    def read(self, ref: VolumeRef, scratch: Path) -> Volume:
+        """Decode one volume; ``scratch`` is an empty folder for what must be joined or made first.
+
+        Raises:
+            BadInput: nothing of it can be used.
+            OSError: it could not be read; worth another try.
+        """
+        ...
+
+    def files(self, ref: VolumeRef) -> Sequence[Path]:
+        """Files of a volume that the quarantine should keep."""
+        ...
 
 
 class Source(Protocol):

@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 
 from pipeline import times
 from pipeline.grids import Grid, centred_grid
-from pipeline.settings import Domain, ProjectedGrid, SyntheticSource
+from pipeline.settings import Domain, ProjectedGrid, SyntheticRadarsSource, SyntheticSource
 from pipeline.sources.contract import RainField, VolumeRef
 from pipeline.sources.readers import odim_comp
 
@@ -42,7 +42,7 @@ class Event:
 class SyntheticRain:
     """Implements ``pipeline.sources.contract.Source``."""
 
-    def __init__(self, config: SyntheticSource, domain: Domain) -> None:
+    def __init__(self, config: SyntheticSource | SyntheticRadarsSource, domain: Domain) -> None:
         if not isinstance(domain.grid, ProjectedGrid):
             raise TypeError("synthetic rain needs a projected grid")
         self.config = config

@@ -1,0 +1,138 @@
+"""A folder of polar volumes: which files make up a volume, and when and by which radar it was measured."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipeline import times
+from pipeline.errors import BadInput, StoreUnavailable
+from pipeline.radar import decode
+from pipeline.radar.volume import Site, Volume
+from pipeline.settings import VolumesSource
+from pipeline.sources.contract import VolumeRef
+
+# chunk, name, what the file system says
+_File = tuple[str, str, os.stat_result]
+
+
+class VolumeFolder:
+    """Lists volumes like any source; what it fetches is decoded to a ``Volume`` instead of a field."""
+
+    def __init__(self, config: VolumesSource) -> None:
+        self.config = config
+        self.folder = Path(config.uri)
+        self.pattern = re.compile(config.pattern)
+        self.max_bytes = int(config.max_file_mb * 2**20)
+
+    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+        """Volumes with a nominal time in [start, end], ordered by time, then key; other names are left alone."""
+        groups: dict[tuple[str, datetime], Any] = defaultdict(list)
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    match = self.pattern.fullmatch(entry.name)
+                    if match is None or not entry.is_file():
+                        continue
+                    time = self._time(match, entry.path)
+                    if time is None:
+                        continue
+                    found = match.groupdict()
+                    if self.config.join == "cycle":
+                        time = times.EPOCH + (time - times.EPOCH) // self._cycle * self._cycle
+                    name = found.get("radar") or "radar"
+                    alone = "" if self.config.join != "none" else entry.name
+                    groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, entry.stat()))
+        except OSError as err:
+            raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
+        refs = [ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)]
+        return sorted((r for r in refs if start <= r.nominal_time <= end), key=lambda r: (r.nominal_time, r.key))
+
+    @property
+    def _cycle(self) -> timedelta:
+        return timedelta(minutes=self.config.cycle_minutes)
+
+    def _time(self, match: re.Match[str], path: str) -> datetime | None:
+        text = match.groupdict().get("time")
+        if text is None:
+            try:
+                return decode.header_time(Path(path))
+            except BadInput:
+                return None
+        try:
+            return datetime.strptime(text, self.config.time_format).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+
+    def _refs(self, radar: str, time: datetime, files: Sequence[_File]) -> Sequence[VolumeRef]:
+        files = sorted(files, key=lambda f: (f[0], f[1]))
+        members = tuple(name for _, name, _ in files)
+        stamp = " ".join(f"{name}-{stat.st_size}-{stat.st_mtime_ns}" for _, name, stat in files)
+        etag = hashlib.sha256(stamp.encode()).hexdigest()[:16]
+        size = sum(stat.st_size for _, _, stat in files)
+        arrived = datetime.fromtimestamp(max(stat.st_mtime for _, _, stat in files), UTC)
+        if len(members) == 1 and self.config.join == "none":
+            parts = range(self.config.scans_per_file)
+            step = timedelta(minutes=self.config.scan_minutes)
+            keys = [members[0] + (f"#{n}" if len(parts) > 1 else "") for n in parts]
+            return [
+                VolumeRef(key, time + n * step, size, etag, arrived, radar, members, n)
+                for n, key in zip(parts, keys, strict=True)
+            ]
+        return [VolumeRef(f"{radar}_{times.compact(time)}", time, size, etag, arrived, radar, members)]
+
+    def files(self, ref: VolumeRef) -> Sequence[Path]:
+        """Files of a volume that the quarantine should keep."""
+        return [self.folder / name for name in ref.members]
+
+    def read(self, ref: VolumeRef, scratch: Path) -> Volume:
+        """Decode a volume.
+
+        Raises:
+            BadInput: nothing of it can be used.
+            OSError: a file could not be read; worth another try.
+        """
+        if ref.size > self.max_bytes:
+            raise BadInput(f"{ref.key}: {ref.size} bytes, more than the {self.max_bytes} allowed (max_file_mb)")
+        site = self.config.sites.get(ref.radar)
+        options = decode.DecodeOptions(
+            site=None if site is None else Site(site.longitude, site.latitude, site.altitude_m),
+            reliable_times=self.config.reliable_times,
+            part=(ref.part, self.config.scans_per_file),
+        )
+        paths = self.files(ref)
+        if self.config.join == "chunks":
+            joined = scratch / hashlib.sha256(ref.key.encode()).hexdigest()
+            with joined.open("wb") as target:
+                for path in paths:
+                    with path.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+            try:
+                return decode.read_volume(joined, ref.radar, ref.nominal_time, options, ref.key)
+            finally:
+                joined.unlink()
+        if len(paths) == 1:
+            return decode.read_volume(paths[0], ref.radar, ref.nominal_time, options)
+        return _joined([_read_or_why(path, ref, options) for path in paths], ref)
+
+
+def _read_or_why(path: Path, ref: VolumeRef, options: decode.DecodeOptions) -> Volume | str:
+    try:
+        return decode.read_volume(path, ref.radar, ref.nominal_time, options)
+    except BadInput as err:
+        return str(err)
+
+
+def _joined(parts: list[Volume | str], ref: VolumeRef) -> Volume:
+    """One volume from files of a sweep each; a bad one is a defect of the volume."""
+    volumes = [part for part in parts if isinstance(part, Volume)]
+    bad = tuple(part for part in parts if isinstance(part, str))
+    if not volumes:
+        raise BadInput(f"{ref.key}: none of its files can be used: {'; '.join(bad)[:500]}")
+    sweeps = tuple(sorted((s for v in volumes for s in v.sweeps), key=lambda s: (s.time, s.elevation)))
+    return Volume(ref.radar, volumes[0].site, sweeps, bad + tuple(d for v in volumes for d in v.defects))
