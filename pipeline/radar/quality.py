@@ -19,6 +19,8 @@ Mask = NDArray[np.bool_]
 
 # rain and melting snow of at least this much keep their echo whatever the correlation says (hail lowers it)
 STRONG_ECHO_DBZ = 35.0
+# correlation tells nothing where the echo is less than this above the noise
+ABOVE_NOISE_DB = 10.0
 # below this height above the antenna, echoes of the ground are to be expected
 CLUTTER_HEIGHT_M = 1500.0
 
@@ -45,11 +47,14 @@ def clean(volume: Volume, quality: Quality) -> tuple[Volume, dict[str, float]]:
 
 
 def low_correlation(sweep: Sweep, quality: Quality) -> Mask | None:
-    """Echo that is not rain by its co-polar correlation (ground, insects, chaff); unknown correlation is kept."""
+    """Echo that is not rain by its co-polar correlation (ground, insects, chaff).
+
+    Unknown correlation is kept, and echo near the noise, whose correlation is low in rain too.
+    """
     if not quality.min_rhohv or sweep.rhohv is None:
         return None
-    weak = (sweep.dbz > NO_ECHO_DBZ) & (sweep.dbz < STRONG_ECHO_DBZ)
-    return np.asarray(weak & (sweep.rhohv < quality.min_rhohv))
+    weak = (sweep.dbz > _faintest(sweep) + ABOVE_NOISE_DB) & (sweep.dbz < STRONG_ECHO_DBZ)
+    return np.asarray(weak & (sweep.dbz > NO_ECHO_DBZ) & (sweep.rhohv < quality.min_rhohv))
 
 
 def still_echo(sweep: Sweep, quality: Quality) -> Mask | None:
@@ -116,6 +121,16 @@ def gabella(
     thin = area / np.maximum(edges, 1) < ratio
     thin[0] = False
     return np.asarray(echo & ((alike < neighbours) | thin[labels]))
+
+
+def _faintest(sweep: Sweep) -> Floats:
+    """The smallest echo that the radar can see at each gate, dBZ, from what it did see: it grows with distance."""
+    echo = sweep.dbz > NO_ECHO_DBZ
+    spread = 20 * np.log10(sweep.range_m + sweep.gate_m * np.arange(sweep.dbz.shape[1]) + 1.0)
+    if not echo.any():
+        return np.full(sweep.dbz.shape[1], NO_ECHO_DBZ, np.float32)
+    level = np.percentile((sweep.dbz - spread)[echo], 1)
+    return np.asarray(level + spread, np.float32)
 
 
 def _labels_around(echo: Mask) -> NDArray[np.int32]:
