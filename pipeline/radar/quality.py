@@ -17,8 +17,8 @@ from pipeline.settings import Quality
 
 Mask = NDArray[np.bool_]
 
-# rain and melting snow of at least this much keep their echo whatever the correlation says (hail lowers it)
-STRONG_ECHO_DBZ = 35.0
+# hail lowers the correlation of strong echo, by so much at most
+STRONG_ECHO_DBZ, HAIL_ALLOWANCE = 35.0, 0.15
 # correlation tells nothing where the echo is less than this above the noise
 ABOVE_NOISE_DB = 10.0
 # below this height above the antenna, echoes of the ground are to be expected
@@ -53,8 +53,9 @@ def low_correlation(sweep: Sweep, quality: Quality) -> Mask | None:
     """
     if not quality.min_rhohv or sweep.rhohv is None:
         return None
-    weak = (sweep.dbz > _faintest(sweep) + ABOVE_NOISE_DB) & (sweep.dbz < STRONG_ECHO_DBZ)
-    return np.asarray(weak & (sweep.dbz > NO_ECHO_DBZ) & (sweep.rhohv < quality.min_rhohv))
+    clear = (sweep.dbz > _faintest(sweep) + ABOVE_NOISE_DB) & (sweep.dbz > NO_ECHO_DBZ)
+    limit = np.where(sweep.dbz < STRONG_ECHO_DBZ, quality.min_rhohv, quality.min_rhohv - HAIL_ALLOWANCE)
+    return np.asarray(clear & (sweep.rhohv < limit))
 
 
 def still_echo(sweep: Sweep, quality: Quality) -> Mask | None:

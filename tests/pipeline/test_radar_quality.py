@@ -43,12 +43,13 @@ def test_low_correlation_goes_strong_or_unknown_echo_stays():
     dbz[300:330, 60:140] = 0.0  # faint echo, which tells where the noise is; its correlation says nothing
     rho = np.full(dbz.shape, 0.98, np.float32)
     rho[100:110], rho[110:120], rho[300:330] = 0.5, np.nan, 0.5
-    dbz[105, 100], rho[105, 100] = 45.0, 0.5  # hail
+    dbz[105, 100], rho[105, 100] = 45.0, 0.7  # hail
+    dbz[20, 100], rho[20, 100] = 45.0, 0.5  # ground
     out, removed = cleaned(sweep(dbz, rho), min_rhohv=0.8)
     assert np.isnan(out[102, 60:140]).all() and not np.isnan(out[110:160]).any()
     assert (out[300:330, 60:140] == 0).all()
-    assert out[105, 100] == 45.0 and out[0, 0] == NO_ECHO_DBZ
-    assert removed == {"low correlation": pytest.approx((10 * 80 - 1) / (60 * 80 + 30 * 80))}
+    assert out[105, 100] == 45.0 and np.isnan(out[20, 100]) and out[0, 0] == NO_ECHO_DBZ
+    assert removed == {"low correlation": pytest.approx(10 * 80 / (60 * 80 + 30 * 80 + 1))}
 
 
 def test_specks_go_and_an_echo_across_north_is_one():
