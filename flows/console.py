@@ -127,6 +127,7 @@ def report_lines(report: Any) -> list[str]:
     if report.ingest is not None:
         i = report.ingest
         rest = f", {i.duplicates} duplicates" * bool(i.duplicates) + f", {i.off_axis} off the axis" * bool(i.off_axis)
+        rest += f", {i.partial} partial volumes" * bool(i.partial)
         lines.append(
             f"ingest   {i.framed} new frames, {i.unchanged} known, {len(i.quarantined)} unusable{rest}"
             + seconds.get("ingest", "")

@@ -4,17 +4,20 @@ The only place where frames become tensors and back, and where the fallback chai
 model -> optical flow -> last frame.
 """
 
+import json
 import logging
 import time as stopwatch
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from pipeline import catalog as tables
 from pipeline import product, publish, times
 from pipeline.catalog import Catalog, Lease
 from pipeline.errors import LeaseLost, ModelRefused, NotForecast
@@ -148,6 +151,7 @@ def issue(
                     sequence = read_sequence(archive, domain, time)
                     for damaged in sequence.damaged_times:
                         forget_damaged(archive, catalog, domain, damaged)
+                    sequence = with_origin(sequence, catalog, domain)
                     adopted = publish.adopt(domain, store, catalog, lease, sequence, kind)
                 except NotForecast as err:
                     outcomes[time] = publish.skip(domain, store, catalog, lease, time, kind, clock.now(), str(err))
@@ -176,6 +180,20 @@ def issue(
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))
                 log.info("%s by %s", outcomes[time].state, outcomes[time].method)
     return [outcomes[time] for time in reference_times]
+
+
+def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> InputSequence:
+    """The sequence with what the catalog knows of its frames: radars, and offsets from the instants."""
+    f = tables.frames.c
+    wanted = [times.seconds(time) for time in sequence.input_times]
+    rows = catalog.read(
+        sa.select(f.valid_time, f.offset_s, f.inputs).where(f.domain == domain.name, f.valid_time.in_(wanted))
+    )
+    known = {row["valid_time"]: row for row in rows}
+    newest = known.get(times.seconds(sequence.reference_time))
+    inputs = json.loads(newest["inputs"] or "[]") if newest else []
+    offsets = tuple(round(float(known[time]["offset_s"]), 1) for time in wanted if time in known)
+    return replace(sequence, radars=tuple(one["radar"] for one in inputs), offsets_s=offsets)
 
 
 # frames (lead, rows, columns) uint8, and the cells that are extrapolated inflow

@@ -11,7 +11,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 # attributes that may differ between two files with the same content
-VOLATILE = frozenset({"date_created", "history", "issue_time", "software_version", "content_digest"})
+# the last two come from the catalog, which loses them when it is rebuilt; the frames' own checksums are in the digest
+VOLATILE = frozenset(
+    {"date_created", "history", "issue_time", "software_version", "content_digest", "input_offsets_s", "radars_used"}
+)
 FILL = -32768
 
 

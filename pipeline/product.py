@@ -280,6 +280,8 @@ def _attributes(
         "input_times": " ".join(times.iso(t) for t in sequence.input_times),
         "filled_times": " ".join(times.iso(t) for t in sequence.filled_times),
         "missing_times": " ".join(times.iso(t) for t in sequence.missing_times),
+        "input_offsets_s": " ".join(f"{offset:g}" for offset in sequence.offsets_s),
+        "radars_used": " ".join(sequence.radars),
         "input_correlation": "" if sequence.correlation is None else f"{sequence.correlation:.6f}",
         "dry_input": int(sequence.is_dry),
         "frozen_feed": int(sequence.is_frozen),

@@ -36,6 +36,8 @@ class InputSequence:
         correlation: un-centred, oldest against newest frame; None if the oldest is missing.
         source: grid, drizzle floor and averaging interval of the frames.
         damaged_times: of the frames whose object cannot be decoded; they count as missing.
+        radars: that the newest frame was made from, if it was made from volumes and the catalog still knows.
+        offsets_s: per measured frame, how far what it shows was measured from its instant, seconds.
     """
 
     reference_time: datetime
@@ -48,6 +50,8 @@ class InputSequence:
     correlation: float | None
     source: FrameSource
     damaged_times: tuple[datetime, ...] = ()
+    radars: tuple[str, ...] = ()
+    offsets_s: tuple[float, ...] = ()
 
     @property
     def observed(self) -> NDArray[np.bool_]:

@@ -10,17 +10,18 @@ import sqlalchemy as sa
 from scipy.ndimage import shift
 
 from pipeline import catalog as tables
-from pipeline import times
+from pipeline import operations, times
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import rate_table
 from pipeline.ingest import ingest
 from pipeline.ingest_volumes import domain_grid, slot_of
+from pipeline.packing import read_packed
 from pipeline.radar.gridding import grid_volume
 from pipeline.radar.quality import clean
 from pipeline.settings import Domain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from pipeline.status import status
-from tests.conftest import NOW, synthetic_domain
+from tests.conftest import NOW, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 3, 0, tzinfo=UTC)
 STEP = timedelta(minutes=10)
@@ -110,6 +111,15 @@ def test_ingest_again_does_nothing_and_a_late_volume_makes_its_frame_anew(tmp_pa
     assert (late.framed, late.unchanged) == (2, 2)
     row = frame_rows(catalog)[T0]
     assert row["coverage"] > before["coverage"] and len(json.loads(row["inputs"])) == 2
+
+
+def test_a_product_says_which_radars_it_was_made_from(root):
+    settings = settings_for(root, NETWORK.model_copy(update={"model": "optical_flow", "lead_frames": 2}))
+    report = operations.backfill(settings, "net", T0, T0, NOW)
+    attrs = read_packed(root / report.products[0]).attrs
+    assert attrs["radars_used"] == "east west"
+    offsets = [float(text) for text in attrs["input_offsets_s"].split()]
+    assert len(offsets) == 5 and all(60 < offset < 140 for offset in offsets)
 
 
 def test_the_order_of_arrival_does_not_matter(tmp_path, store, catalog):
