@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from multiprocessing import get_context
@@ -22,7 +23,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.advection import move_forward
 from pipeline.catalog import Row
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, WorkerLost
 from pipeline.frames.archive import FrameSource
 from pipeline.frames.grayscale import ECHO, drizzle_floor, make_frame
 from pipeline.grids import Grid, centred_grid
@@ -43,6 +44,7 @@ CLOCK_TOLERANCE = timedelta(minutes=30)
 LONGEST_SCAN = timedelta(minutes=10)
 # volumes of a radar further apart than this many cadences tell nothing about the motion
 MOTION_REACH = 2.5
+LEASE_PATIENCE_S = 600.0
 # dBZ between which motion is seen
 MOTION_RANGE = (0.0, 60.0)
 
@@ -65,7 +67,19 @@ class Prepared:
 
 
 def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[[int, int], None]) -> None:
-    """Decode what is new for the instants in [start, end], and make every frame that it belongs to."""
+    """Decode what is new for the instants in [start, end], and make every frame that it belongs to.
+
+    Raises:
+        WorkerLost: a process that decodes was killed; or another process is at work on the domain for too long.
+    """
+    # frames of several radars are made from all of them: two ingests at once would each see only a part
+    with job.catalog.lease(f"ingest/{job.domain.name}", LEASE_PATIENCE_S) as lease:
+        if lease is None:
+            raise WorkerLost(f"another process has been ingesting {job.domain.name} for {LEASE_PATIENCE_S:.0f} s")
+        _ingest(job, start, end, progress)
+
+
+def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, int], None]) -> None:
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
     reach = MOTION_REACH * domain.cadence
@@ -76,6 +90,7 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     fresh = [ref for ref in wanted if (ref.key, ref.etag) not in done]
     job.result.unchanged = len(wanted) - len(fresh)
     work = _Work(job, {ref.key: ref for ref in listed}, *_slots(job, listed))
+    work.touched |= _without_frame(work, start, end)
     for n, one in enumerate(_prepare_all(job, source, fresh)):
         work.prepared[one.ref.key] = one
         slot = _record_volume(job, one)
@@ -124,11 +139,22 @@ class _Work:
         return self.prepared[key].field
 
 
+def _without_frame(work: _Work, start: datetime, end: datetime) -> set[datetime]:
+    """Instants whose volumes were recorded by an ingest that was ended before it made the frame."""
+    f = tables.frames.c
+    inside = f.valid_time.between(times.seconds(start), times.seconds(end))
+    rows = work.job.catalog.read(sa.select(f.valid_time).where(f.domain == work.job.domain.name, inside))
+    framed = {tables.from_seconds(row["valid_time"]) for row in rows}
+    return {slot for slot in work.slots.values() if start <= slot <= end} - framed
+
+
 def _slots(job: Job, listed: list[VolumeRef]) -> tuple[dict[str, datetime], dict[str, datetime]]:
     """Instants of the volumes that gave something before: of the same files, and of files replaced since."""
     v = tables.volumes.c
     etags = {ref.key: ref.etag for ref in listed}
-    rows = job.catalog.read(sa.select(v.key, v.etag, v.slot).where(v.domain == job.domain.name, v.slot > 0))
+    nominal = [times.seconds(ref.nominal_time) for ref in listed] or [0]
+    inside = v.nominal_time.between(min(nominal), max(nominal))
+    rows = job.catalog.read(sa.select(v.key, v.etag, v.slot).where(v.domain == job.domain.name, v.slot > 0, inside))
     same = {r["key"]: tables.from_seconds(r["slot"]) for r in rows if etags.get(r["key"]) == r["etag"]}
     other = {r["key"]: tables.from_seconds(r["slot"]) for r in rows if r["key"] in etags and r["key"] not in same}
     return same, other
@@ -146,7 +172,10 @@ def _prepare_all(job: Job, source: PolarSource, refs: list[VolumeRef]) -> Iterat
             yield prepare(job.domain, ref, job.now)
         return
     with ProcessPoolExecutor(min(source.processes, len(refs)), get_context("spawn")) as pool:
-        yield from pool.map(_prepare, [(job.domain, ref, job.now) for ref in refs])
+        try:
+            yield from pool.map(_prepare, [(job.domain, ref, job.now) for ref in refs])
+        except BrokenProcessPool as err:
+            raise WorkerLost(f"a process that decodes volumes of {job.domain.name} was killed") from err
 
 
 def _prepare(task: tuple[Domain, VolumeRef, datetime]) -> Prepared:
@@ -169,9 +198,10 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime) -> Prepared:
         if gridded is None:
             raise BadInput(f"{ref.key}: the radar at {volume.site} does not reach the grid of {domain.name}")
         if abs(gridded.time - ref.nominal_time) > CLOCK_TOLERANCE or gridded.time > now + FUTURE_TOLERANCE:
-            raise BadInput(
-                f"{ref.key}: the name says {times.iso(ref.nominal_time)}, the rays {times.iso(gridded.time)}"
-            )
+            reason = f"{ref.key}: the name says {times.iso(ref.nominal_time)}, the rays {times.iso(gridded.time)}"
+            if abs(gridded.time - ref.nominal_time) <= CLOCK_TOLERANCE:
+                return Prepared(ref, "future", f"{reason}, which is after now ({times.iso(now)})")
+            raise BadInput(reason)
         if np.isnan(gridded.dbz).all():
             raise BadInput(f"{ref.key}: nothing was measured on the grid; the radar is silent, which is not dry")
     except BadInput as err:
@@ -245,11 +275,13 @@ def _make_frame(work: _Work, slot: datetime) -> None:
         moved.append(at_slot)
         inputs.append({"radar": radar, "key": key, "offset_s": round(offset, 1), "aligned": how})
     grid = domain_grid(domain)
-    mosaic = combine(moved, grid.shape, source.altitude_m, source.mosaic)
+    # closeness to the altitude asked for says nothing of the lowest beam, and nothing at all of a column
+    altitude = source.altitude_m if source.level == "cappi" else 0.0
+    mosaic = combine(moved, grid.shape, altitude, "max" if source.level == "column_max" else source.mosaic)
     seen = RainField(mosaic.dbz, "reflectivity", grid, slot, 0.0, removed=mosaic.removed)
     made, removed = make_frame(seen, domain)
     coverage = float(made.observed.mean())
-    if coverage < domain.quality.min_coverage:
+    if not newest or coverage < domain.quality.min_coverage:
         reason = (
             f"{times.iso(slot)}: only {coverage:.1%} of the cells are observed, expected at least "
             f"{domain.quality.min_coverage:.1%} (quality.min_coverage): no frame is made"

@@ -7,6 +7,7 @@ differs and is mostly not decoded by xradar (see the functions below); here ever
 import bz2
 import gzip
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 import h5py
 import numpy as np
@@ -73,7 +75,18 @@ def read_volume(
                 return _volume(tree, kind, name, radar, nominal_time, options)
         except BadInput:
             raise
-        except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AssertionError) as err:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            RuntimeError,
+            AssertionError,
+            zlib.error,
+            ExpatError,
+        ) as err:
             first = (str(err).splitlines() or [""])[0]
             raise BadInput(f"{name}: cannot be read as {kind}: {type(err).__name__}: {first}") from err
 
@@ -164,7 +177,9 @@ def _plain_file(path: Path) -> Iterator[Path]:
                     if size > MAX_BYTES:
                         raise BadInput(f"{path.name}: more than {MAX_BYTES} bytes when decompressed")
                     target.write(block)
-        except (OSError, EOFError) as err:
+        except (OSError, EOFError, zlib.error) as err:
+            if getattr(err, "errno", None):
+                raise  # a full disk or a read error is not the file's fault
             raise BadInput(f"{path.name}: damaged compression: {err}") from err
         yield plain
 
@@ -326,7 +341,9 @@ def _decoded(field: Any, kind: str) -> Floats:
         if undetect is not None and nodata is not None and undetect == nodata:
             no_echo, missing = no_echo | missing, np.zeros_like(missing)
     elif kind in {"gamic", "cfradial1", "cfradial2"}:
-        bottom = field.encoding.get("add_offset") or NO_ECHO_DBZ
+        offset = float(field.encoding.get("add_offset") or NO_ECHO_DBZ)
+        # only where no code lies below it; a signed packing has its offset in the middle
+        bottom = offset if not (values < offset - 1e-3).any() else NO_ECHO_DBZ
         no_echo, missing = no_echo | missing | (values <= min(bottom, 0.0)), np.zeros_like(missing)
     missing |= values > HIGHEST_DBZ
     out = np.maximum(values, np.float32(NO_ECHO_DBZ))

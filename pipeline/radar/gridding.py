@@ -187,7 +187,8 @@ def _sample(sweep: Sweep, cells: _Cells, gate: NDArray[np.int32]) -> tuple[Float
 
 def _rays(azimuth: Floats) -> NDArray[np.int32]:
     """For each step of azimuth the nearest ray; -1 where none lies within the spacing of the rays: a hole stays one."""
-    spacing = float(np.median(np.diff(azimuth)))
+    steps = np.diff(azimuth)
+    spacing = float(np.median(steps[steps > 0.01])) if (steps > 0.01).any() else 0.0
     centres = np.arange(AZIMUTH_STEPS) * (360 / AZIMUTH_STEPS)
     around = np.concatenate((azimuth[-1:] - 360, azimuth, azimuth[:1] + 360)).astype(np.float64)
     right = np.clip(np.searchsorted(around, centres), 1, len(around) - 1)

@@ -47,7 +47,10 @@ class VolumeFolder:
                         time = times.EPOCH + (time - times.EPOCH) // self._cycle * self._cycle
                     name = found.get("radar") or "radar"
                     alone = "" if self.config.join != "none" else entry.name
-                    groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, entry.stat()))
+                    try:
+                        groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, entry.stat()))
+                    except FileNotFoundError:
+                        continue  # moved away since the folder was listed
         except OSError as err:
             raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
         refs = [ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)]
@@ -88,7 +91,7 @@ class VolumeFolder:
 
     def files(self, ref: VolumeRef) -> Sequence[Path]:
         """Files of a volume that the quarantine should keep."""
-        return [self.folder / name for name in ref.members]
+        return [] if ref.size > self.max_bytes else [self.folder / name for name in ref.members]
 
     def read(self, ref: VolumeRef, scratch: Path) -> Volume:
         """Decode a volume.

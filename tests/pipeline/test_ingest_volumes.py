@@ -122,6 +122,32 @@ def test_a_product_says_which_radars_it_was_made_from(root):
     assert len(offsets) == 5 and all(60 < offset < 140 for offset in offsets)
 
 
+def test_an_ingest_that_was_ended_before_its_frame_is_finished_by_the_next(tmp_path, store, catalog, monkeypatch):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0)
+
+    def ended(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest_volumes._make_frame", ended)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(domain, store, catalog)
+    assert set(states(catalog).values()) == {"framed"} and frame_rows(catalog) == {}
+    assert take_in(domain, store, catalog).framed == 1
+    assert len(json.loads(frame_rows(catalog)[T0]["inputs"])) == 2
+
+
+def test_rays_after_now_are_looked_at_again(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0, radars=("west",))
+    path = tmp_path / "in" / f"west_{times.compact(T0)}.h5"
+    path.rename(path.with_name(f"west_{times.compact(T0 - timedelta(minutes=8))}.h5"))
+    early = take_in(domain, store, catalog, now=T0 - timedelta(minutes=7))
+    assert early.framed == 0 and "after now" in early.quarantined[0][1]
+    assert take_in(domain, store, catalog).framed == 1
+
+
 def test_the_order_of_arrival_does_not_matter(tmp_path, store, catalog):
     domain = feed(tmp_path / "in")
     (tmp_path / "all").mkdir()
