@@ -66,7 +66,7 @@ frames = _table(
         "coverage": sa.Float,
         "echo": sa.Float,
         "removed": sa.Float,
-        "inputs": sa.Text,  # JSON: radar, key, offset and alignment of every volume in the frame
+        "inputs": sa.Text,  # JSON: radar, key, offset, alignment and share removed of every volume
     },
 )
 cycles = _table(

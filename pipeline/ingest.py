@@ -126,19 +126,7 @@ class Job:
 
 def _ingest_one(job: Job, source: Source, folder: Path, ref: VolumeRef) -> None:
     """Frame one item, or record why not; either way the next one follows."""
-    volume: Row = {
-        "domain": job.domain.name,
-        "key": ref.key,
-        "etag": ref.etag,
-        "nominal_time": times.seconds(ref.nominal_time),
-        "size": ref.size,
-        "sha256": "",
-        "arrived_at": ref.arrived_at.timestamp(),
-        "state": "framed",
-        "reason": "",
-        "radar": "",
-        "slot": 0,
-    }
+    volume = volume_row(job.domain, ref)
     slot = times.nearest_slot(ref.nominal_time, job.domain.cadence)
     if abs(ref.nominal_time - slot) > AXIS_TOLERANCE:
         job.result.off_axis += 1
@@ -269,6 +257,23 @@ def quarantine(job: Job, ref: VolumeRef, volume: Row, paths: Sequence[Path], rea
     )
     job.result.quarantined.append((ref.key, reason))
     record(job, volume)
+
+
+def volume_row(domain: Domain, ref: VolumeRef) -> Row:
+    """Catalog row of a received item, as one that made a frame; what differs is the caller's to set."""
+    return {
+        "domain": domain.name,
+        "key": ref.key,
+        "etag": ref.etag,
+        "nominal_time": times.seconds(ref.nominal_time),
+        "size": ref.size,
+        "sha256": "",
+        "arrived_at": ref.arrived_at.timestamp(),
+        "state": "framed",
+        "reason": "",
+        "radar": ref.radar,
+        "slot": 0,
+    }
 
 
 def record(job: Job, volume: Row) -> None:

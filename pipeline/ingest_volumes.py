@@ -22,12 +22,11 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.advection import move_forward
-from pipeline.catalog import Row
 from pipeline.errors import BadInput, WorkerLost
 from pipeline.frames.archive import FrameSource
 from pipeline.frames.grayscale import ECHO, drizzle_floor, make_frame
 from pipeline.grids import Grid, centred_grid
-from pipeline.ingest import AXIS_TOLERANCE, FUTURE_TOLERANCE, Job, known_volumes, quarantine, record
+from pipeline.ingest import AXIS_TOLERANCE, FUTURE_TOLERANCE, Job, known_volumes, quarantine, record, volume_row
 from pipeline.radar.gridding import GriddedVolume, grid_volume
 from pipeline.radar.mosaic import combine
 from pipeline.radar.quality import clean
@@ -228,19 +227,8 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
     """Catalog row of a volume; the slot that it belongs to, None if it gives nothing."""
     ref = one.ref
     slot = None if one.field is None else slot_of(one.field.time, job.domain.cadence)
-    volume: Row = {
-        "domain": job.domain.name,
-        "key": ref.key,
-        "etag": ref.etag,
-        "nominal_time": times.seconds(ref.nominal_time),
-        "size": ref.size,
-        "sha256": "",
-        "arrived_at": ref.arrived_at.timestamp(),
-        "state": one.state,
-        "reason": one.reason,
-        "radar": ref.radar,
-        "slot": 0 if slot is None else times.seconds(slot),
-    }
+    volume = volume_row(job.domain, ref) | {"state": one.state, "reason": one.reason}
+    volume["slot"] = 0 if slot is None else times.seconds(slot)
     if one.state in tables.RETRIED:
         log.warning("%s", one.reason)
         job.result.quarantined.append((ref.key, one.reason))
@@ -273,7 +261,10 @@ def _make_frame(work: _Work, slot: datetime) -> None:
         offset = (slot - gridded.time).total_seconds()
         at_slot, how = _moved(work, key, gridded, offset)
         moved.append(at_slot)
-        inputs.append({"radar": radar, "key": key, "offset_s": round(offset, 1), "aligned": how})
+        removed_here = round(work.prepared[key].removed, 4)
+        inputs.append(
+            {"radar": radar, "key": key, "offset_s": round(offset, 1), "aligned": how, "removed": removed_here}
+        )
     grid = domain_grid(domain)
     # closeness to the altitude asked for says nothing of the lowest beam, and nothing at all of a column
     altitude = source.altitude_m if source.level == "cappi" else 0.0

@@ -325,7 +325,7 @@ def _decoded(field: Any, kind: str) -> Floats:
     - iris, rainbow: code 0 (-32 dBZ, also written as -327.68) is no echo.
     - gamic, cfradial: one fill value for both, read as no echo; so is the bottom of a packed scale.
 
-    A sweep without one measured value is a silent radar in all of them: nothing was measured.
+    Where one code means both, a sweep of nothing else is taken for silent: nothing was measured.
     """
     values = np.asarray(field.values, np.float32)
     missing = np.isnan(values)

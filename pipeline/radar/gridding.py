@@ -50,7 +50,7 @@ class GriddedVolume:
         dbz: NaN where not measured, NO_ECHO_DBZ where no echo.
         height: metres above sea level of the beam that gave the value; NaN where dbz is.
         removed: no beam gave a value and quality control took one out.
-        time: mean time of the sweeps, by the number of cells that they gave.
+        time: mean time of the sweeps, by the number of cells that each had a part in.
     """
 
     radar: str

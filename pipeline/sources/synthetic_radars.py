@@ -22,7 +22,7 @@ from pipeline import times
 from pipeline.grids import Grid
 from pipeline.radar.decode import read_volume
 from pipeline.radar.gridding import EFFECTIVE_EARTH_M
-from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Site, Volume
+from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Volume
 from pipeline.settings import Domain, RadarSite, SyntheticRadarsSource
 from pipeline.sources.contract import VolumeRef
 from pipeline.sources.synthetic import SyntheticRain
@@ -114,17 +114,14 @@ class RadarNetwork:
         return tuple(made)
 
 
-def write_volume(
-    path: Path, radar: str, site: RadarSite | Site, nominal_time: datetime, scans: "tuple[Scan, ...]"
-) -> None:
+def write_volume(path: Path, radar: str, site: RadarSite, nominal_time: datetime, scans: "tuple[Scan, ...]") -> None:
     """Write an ODIM_H5 polar volume (object PVOL) with DBZH and RHOHV, both 8 bits."""
-    altitude = site.altitude_m if isinstance(site, RadarSite) else site.altitude
     day, clock = _stamp(nominal_time)
     with h5py.File(path, "w") as file:
         file.attrs["Conventions"] = "ODIM_H5/V2_3"
         what = {"object": "PVOL", "version": "H5rad 2.3", "date": day, "time": clock, "source": f"NOD:{radar}"}
         _group(file, "what", what)
-        _group(file, "where", {"lon": site.longitude, "lat": site.latitude, "height": altitude})
+        _group(file, "where", {"lon": site.longitude, "lat": site.latitude, "height": site.altitude_m})
         for n, scan in enumerate(scans, start=1):
             rays, gates = scan.dbz.shape
             dataset = file.create_group(f"dataset{n}")

@@ -89,6 +89,7 @@ def test_a_frame_is_moved_to_its_instant_and_says_so(store, catalog):
     row = frame_rows(catalog)[T0]
     inputs = json.loads(row["inputs"])
     assert [i["radar"] for i in inputs] == ["east", "west"]
+    assert all(0 < i["removed"] < 0.1 for i in inputs)  # the ground around the radars
     assert {i["aligned"] for i in inputs} == {"moved forward"} and 60 < inputs[1]["offset_s"] < 140
     # moving it brings it closer to the truth at the instant than leaving it
     truth = RadarNetwork(NETWORK.source, NETWORK).rain.rain_rate(T0) > 1
