@@ -34,7 +34,7 @@ class Card:
         dbz_min, dbz_max: reflectivity of pixels 0 and 255.
         cadences_minutes: cadences it was trained for.
         spacing_m: smallest and largest grid spacing it was trained for.
-        product: what one frame is (``surface_rain``).
+        product: what one frame is (``surface_rain``), or what its channels are.
         sha256: checksum of the weights file.
         limits: what a user of its forecasts should know; goes into every product.
         training: command, seed, data, period, duration, scores; free text and numbers for people.
@@ -47,11 +47,16 @@ class Card:
     dbz_max: float
     cadences_minutes: list[int]
     spacing_m: list[float]
-    product: str
+    product: str | list[str]
     sha256: str = ""
     limits: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """What the channels are."""
+        return (self.product,) if isinstance(self.product, str) else tuple(self.product)
 
     @property
     def checksum(self) -> str:

@@ -18,7 +18,7 @@ class FrameSeries:
     """Frames of one domain on its fixed time axis.
 
     Attributes:
-        pixels: (time, height, width) uint8.
+        pixels: (time, channel, height, width) uint8.
         observed: (time, height, width) bool.
         train, validation: first frames of the windows of each set; windows of the two never share a frame.
     """
@@ -129,7 +129,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def draw(series: list[FrameSeries], part: str, rng: np.random.Generator, config: TrainingConfig) -> Batch:
-    """A batch of random windows, crops, flips and quarter turns: pixels (B, T, 1, h, w) in 0-1, observed likewise."""
+    """Random windows, crops, flips and quarter turns: pixels (B, T, C, h, w) in 0-1, observed (B, T, 1, h, w)."""
     counts = np.array([len(getattr(s, part)) for s in series], dtype=float)
     length = config.input_frames + config.lead_frames
     pixels: list[NDArray[np.uint8]] = []
@@ -140,17 +140,17 @@ def draw(series: list[FrameSeries], part: str, rng: np.random.Generator, config:
         height, width = one.pixels.shape[-2:]
         top, left = rng.integers(0, height - config.crop + 1), rng.integers(0, width - config.crop + 1)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        cut = np.s_[first : first + length, top : top + config.crop, left : left + config.crop]
-        pixels.append(_turned(one.pixels[cut], turns, flip))
-        observed.append(_turned(one.observed[cut], turns, flip))
-    x = torch.from_numpy(np.stack(pixels)).unsqueeze(2).float() / 255
+        time, crop = slice(first, first + length), np.s_[..., top : top + config.crop, left : left + config.crop]
+        pixels.append(_turned(one.pixels[time][crop], turns, flip))
+        observed.append(_turned(one.observed[time][crop], turns, flip))
+    x = torch.from_numpy(np.stack(pixels)).float() / 255
     return x, torch.from_numpy(np.stack(observed)).unsqueeze(2)
 
 
 def _turned(window: NDArray[Any], turns: int, flip: bool) -> NDArray[Any]:
-    """Quarter turns of (time, height, width), then perhaps a mirror image."""
-    window = np.rot90(window, turns, axes=(1, 2))
-    return window[:, :, ::-1] if flip else window
+    """Quarter turns of (..., height, width), then perhaps a mirror image."""
+    window = np.rot90(window, turns, axes=(-2, -1))
+    return window[..., ::-1] if flip else window
 
 
 def _validation_batches(series: list[FrameSeries], config: TrainingConfig, count: int = 8) -> list[Batch]:

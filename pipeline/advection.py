@@ -12,7 +12,7 @@ def interpolate_gap(
     """Frames for ``missing`` instants between two frames: both are advected to the instant and averaged by distance.
 
     Args:
-        before, after: (rows, columns) uint8, ``missing + 1`` cadences apart.
+        before, after: (channels, rows, columns) uint8, ``missing + 1`` cadences apart; the first tells the motion.
         before_observed, after_observed: (rows, columns) bool.
 
     Returns:
@@ -23,20 +23,20 @@ def interpolate_gap(
     from models.baselines.motion import estimate_motion
     from models.layers.warp import warp
 
-    frames = torch.from_numpy(np.stack((before, after))).float().unsqueeze(0) / 255
+    frames = torch.from_numpy(np.stack((before, after))).float().unsqueeze(0) / 255  # (1, 2, channels, rows, columns)
     observed = torch.from_numpy(np.stack((before_observed, after_observed))).unsqueeze(0)
-    motion = estimate_motion(frames, observed)
+    motion = estimate_motion(frames[:, :, 0], observed)
     filled = []
     for n in range(1, missing + 1):
         share = n / (missing + 1)
         sides = []
         for side, way in ((0, share), (1, share - 1)):
-            both = torch.stack((frames[:, side] * observed[:, side], observed[:, side].float()), dim=1)
+            seen = observed[:, side, None]
+            both = torch.cat((frames[:, side] * seen, seen.float()), dim=1)
             sides.append(warp(both, motion * way))
-        weights = torch.stack([sides[0][:, 1] * (1 - share), sides[1][:, 1] * share])
-        total = weights.sum(0)
-        values = (sides[0][:, 0] * (1 - share) + sides[1][:, 0] * share) / total.clamp_min(1e-6)
-        covered = (torch.maximum(sides[0][:, 1], sides[1][:, 1]) > 0.5)[0].numpy()
+        mean = sides[0] * (1 - share) + sides[1] * share
+        values = mean[:, :-1] / mean[:, -1:].clamp_min(1e-6)
+        covered = (torch.maximum(sides[0][:, -1], sides[1][:, -1]) > 0.5)[0].numpy()
         pixels = np.floor(values[0].clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
         filled.append((np.where(covered, pixels, 0).astype(np.uint8), covered))
     return filled
@@ -45,10 +45,10 @@ def interpolate_gap(
 def move_forward(
     earlier: NDArray[np.float32], later: NDArray[np.float32], share: float, floor: float, top: float
 ) -> NDArray[np.float32]:
-    """The later of two fields, carried on along their motion.
+    """The later of two fields, carried on along the motion of their first channel.
 
     Args:
-        earlier, later: (rows, columns), NaN where not observed, ``floor`` where nothing is there.
+        earlier, later: (channels, rows, columns), NaN where not observed, ``floor`` where nothing is there.
         share: how far, in units of the time between the two.
         floor, top: values between which the motion is seen.
 
@@ -63,8 +63,8 @@ def move_forward(
     fields = torch.from_numpy(np.stack((earlier, later))).unsqueeze(0)
     observed = ~fields.isnan()
     scaled = ((fields.nan_to_num(floor) - floor) / (top - floor)).clamp(0, 1)
-    motion = estimate_motion(scaled, observed)
-    both = torch.stack((scaled[:, 1] * observed[:, 1], observed[:, 1].float()), dim=1)
-    value, weight = warp(both, motion * share)[0].numpy()
-    moved = floor + (top - floor) * value / np.maximum(weight, 1e-6)
-    return np.where(weight > 0.5, moved, np.nan).astype(np.float32)
+    motion = estimate_motion(scaled[:, :, 0], observed[:, :, 0])
+    both = torch.cat((scaled[:, 1] * observed[:, 1], observed[:, 1].float()), dim=1)
+    value, weight = warp(both, motion * share)[0].chunk(2)
+    moved = floor + (top - floor) * value.numpy() / np.maximum(weight.numpy(), 1e-6)
+    return np.where(weight.numpy() > 0.5, moved, np.nan).astype(np.float32)

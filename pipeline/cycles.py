@@ -14,9 +14,10 @@ from multiprocessing import get_context, parent_process
 
 from pipeline import logs, nowcast
 from pipeline.catalog import Catalog
+from pipeline.domain import Domain
 from pipeline.errors import WorkerLost
 from pipeline.publish import Outcome
-from pipeline.settings import Domain, Settings
+from pipeline.settings import Settings
 from pipeline.storage import Store
 from pipeline.times import Clock
 

@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.settings import Domain, ProjectedGrid, RadarSite, Settings, SyntheticRadarsSource
+from pipeline.domain import Domain, ProjectedGrid
+from pipeline.settings import Settings
+from pipeline.source_settings import RadarSite, SyntheticRadarsSource
 
 DOMAIN = "demo"
 # seed 21 is not one that the shipped model was trained on

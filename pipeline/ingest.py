@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
+from pipeline.domain import Domain, NativeGrid
 from pipeline.errors import BadInput, NowcastError, SettingsError
 from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
-from pipeline.settings import Domain, NativeGrid, PolarSource
+from pipeline.source_settings import PolarSource
 from pipeline.sources import RainField, Source, VolumeRef, open_source
 from pipeline.storage import Store
 

@@ -22,16 +22,17 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.advection import move_forward
+from pipeline.domain import Domain, ProjectedGrid
 from pipeline.errors import BadInput, WorkerLost
 from pipeline.frames.archive import FrameSource
-from pipeline.frames.grayscale import ECHO, drizzle_floor, make_frame
+from pipeline.frames.grayscale import ECHO, drizzle_floor, join_channels, make_frame
 from pipeline.grids import Grid, centred_grid
 from pipeline.ingest import AXIS_TOLERANCE, FUTURE_TOLERANCE, Job, known_volumes, quarantine, record, volume_row
-from pipeline.radar.gridding import GriddedVolume, grid_volume
+from pipeline.radar.gridding import GriddedVolume, Level, grid_volume, level_of
 from pipeline.radar.mosaic import combine
 from pipeline.radar.quality import clean
 from pipeline.radar.volume import NO_ECHO_DBZ
-from pipeline.settings import Domain, PolarSource, ProjectedGrid
+from pipeline.source_settings import PolarSource
 from pipeline.sources import open_polar_source
 from pipeline.sources.contract import RainField, VolumeRef
 
@@ -193,7 +194,7 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime) -> Prepared:
             volume = open_polar_source(domain).read(ref, Path(folder))
         volume, removed = clean(volume, domain.quality)
         grid = domain_grid(domain)
-        gridded = grid_volume(volume, grid, source.level, source.altitude_m, source.max_range_km * 1e3)
+        gridded = grid_volume(volume, grid, domain_levels(domain), source.max_range_km * 1e3)
         if gridded is None:
             raise BadInput(f"{ref.key}: the radar at {volume.site} does not reach the grid of {domain.name}")
         if abs(gridded.time - ref.nominal_time) > CLOCK_TOLERANCE or gridded.time > now + FUTURE_TOLERANCE:
@@ -221,6 +222,11 @@ def domain_grid(domain: Domain) -> Grid:
     """The grid of a domain that has one of its own."""
     assert isinstance(domain.grid, ProjectedGrid)
     return centred_grid(domain.grid.crs, domain.grid.shape, domain.grid.spacing_m, domain.grid.centre)
+
+
+def domain_levels(domain: Domain) -> tuple[Level, ...]:
+    """What the channels of the domain's frames show."""
+    return tuple(level_of(product) for product in domain.products)
 
 
 def _record_volume(job: Job, one: Prepared) -> datetime | None:
@@ -266,11 +272,10 @@ def _make_frame(work: _Work, slot: datetime) -> None:
             {"radar": radar, "key": key, "offset_s": round(offset, 1), "aligned": how, "removed": removed_here}
         )
     grid = domain_grid(domain)
-    # closeness to the altitude asked for says nothing of the lowest beam, and nothing at all of a column
-    altitude = source.altitude_m if source.level == "cappi" else 0.0
-    mosaic = combine(moved, grid.shape, altitude, "max" if source.level == "column_max" else source.mosaic)
-    seen = RainField(mosaic.dbz, "reflectivity", grid, slot, 0.0, removed=mosaic.removed)
-    made, removed = make_frame(seen, domain)
+    mosaic = combine(moved, grid.shape, domain_levels(domain), source.mosaic)
+    fields = [RainField(dbz, "reflectivity", grid, slot, 0.0, removed=mosaic.removed) for dbz in mosaic.dbz]
+    frames = [make_frame(one, domain) for one in fields]
+    made, removed = join_channels([frame for frame, _ in frames]), frames[0][1]
     coverage = float(made.observed.mean())
     if not newest or coverage < domain.quality.min_coverage:
         reason = (
@@ -307,8 +312,9 @@ def _moved(work: _Work, key: str, gridded: GriddedVolume, offset: float) -> tupl
     floor, top = MOTION_RANGE
     dbz = move_forward(np.maximum(before.dbz, floor), np.maximum(gridded.dbz, floor), offset / between, floor, top)
     dbz = np.where(dbz <= floor, np.float32(NO_ECHO_DBZ), dbz)
-    height = np.where(np.isnan(gridded.height), np.nanmean(gridded.height), gridded.height)
-    removed = gridded.removed & np.isnan(dbz)
+    mean_height = np.nanmean(gridded.height, axis=(1, 2), keepdims=True)
+    height = np.where(np.isnan(gridded.height), mean_height, gridded.height)
+    removed = gridded.removed & np.isnan(dbz[0])
     return replace(gridded, dbz=dbz, height=height.astype(np.float32), removed=removed), "moved forward"
 
 

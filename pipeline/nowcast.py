@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pipeline import catalog as tables
 from pipeline import product, publish, times
 from pipeline.catalog import Catalog, Lease
+from pipeline.domain import Domain
 from pipeline.errors import LeaseLost, ModelRefused, NotForecast
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
 from pipeline.logs import log_context
-from pipeline.settings import Domain
 from pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, st
             # spacing is a mean over a map: a tenth of tolerance, not an exact number
             0.9 * card.spacing_m[0] <= spacing_m <= 1.1 * card.spacing_m[1],
         ),
-        ("product", card.product, domain.product, card.product == domain.product),
+        ("product", card.products, domain.products, card.products == domain.products),
     ]
     for what, trained, asked, fits in wanted:
         if not fits:
@@ -196,7 +196,7 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     return replace(sequence, radars=tuple(one["radar"] for one in inputs), offsets_s=offsets)
 
 
-# frames (lead, rows, columns) uint8, and the cells that are extrapolated inflow
+# frames (lead, channels, rows, columns) uint8, and the cells that are extrapolated inflow
 _Run = tuple[Pixels, NDArray[np.bool_]]
 
 
@@ -259,9 +259,9 @@ def _choose(
         asked = domain.model == LAST_FRAME
         reason = "" if asked else "; ".join(text for text in (reason, flow_failure) if text)
     pixels, extrapolated = chosen
-    state = product.lead_states(pixels, sequence.observed[-1], extrapolated)
+    state = product.lead_states(pixels[:, 0], sequence.observed[-1], extrapolated)
     frames = product.ForecastFrames(pixels, state, method, checksum, reason, methods.model_limits if checksum else "")
-    return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0], LAST_FRAME: last[0]})
+    return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0][:, 0], LAST_FRAME: last[0][:, 0]})
 
 
 def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
@@ -272,21 +272,21 @@ def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
 def _run(
     forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], newest: int | None = None
 ) -> list["_Run"]:
-    """Forecast frames (lead, rows, columns) and the cells that are extrapolated inflow, from the ``newest`` frames.
+    """Forecast frames (lead, channels, rows, columns) and the cells of extrapolated inflow, from the ``newest`` frames.
 
     Dry input is a forecast of no rain. Rain below the drizzle floor and outside the coverage is none.
     """
     count = newest or domain.input_frames
-    pixels = np.stack([s.pixels[-count:] for s in sequences])[:, :, None]
+    pixels = np.stack([s.pixels[-count:] for s in sequences])
     observed = np.stack([s.observed[-count:] for s in sequences])
     wet = np.array([not s.is_dry for s in sequences])
-    shape = (len(sequences), domain.lead_frames, *pixels.shape[-2:])
-    made, flags = np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    made = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[2:]), np.uint8)
+    flags = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[3:]), bool)
     if wet.any():
         forecast = forecaster.predict(pixels[wet], observed[wet], domain.lead_frames)
-        made[wet], flags[wet] = forecast.pixels[:, :, 0], forecast.extrapolated
+        made[wet], flags[wet] = forecast.pixels, forecast.extrapolated
     for n, sequence in enumerate(sequences):
         floor = pixel_of_rate(sequence.source.drizzle_floor_mm_h, domain.zr, domain.scale)
         made[n][made[n] < floor] = 0
-        made[n][:, ~sequence.observed[-1]] = 0
+        made[n][:, :, ~sequence.observed[-1]] = 0
     return list(zip(made, flags, strict=True))

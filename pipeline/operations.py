@@ -17,10 +17,11 @@ from pydantic import BaseModel, Field
 from pipeline import logs, nowcast, times
 from pipeline.catalog import Catalog
 from pipeline.cycles import issue_cycles
+from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
-from pipeline.settings import Domain, Settings
+from pipeline.settings import Settings
 from pipeline.storage import Store
 from pipeline.verification.verify import VerifyResult
 from pipeline.verification.verify import verify as verify_window

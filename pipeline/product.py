@@ -11,10 +11,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline import packing, times
+from pipeline.domain import Domain
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Pixels, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
 from pipeline.grids import Grid
-from pipeline.settings import Domain
 from pipeline.version import software_version
 
 FORMAT_VERSION = 1
@@ -29,7 +29,7 @@ class ForecastFrames:
     """A forecast before it is written.
 
     Attributes:
-        pixels: (lead, rows, columns) uint8; 0 below the drizzle floor.
+        pixels: (lead, channels, rows, columns) uint8; 0 below the drizzle floor.
         state: (lead, rows, columns) uint8: echo, no echo, no coverage, or advected (extrapolated inflow).
         method: what made it: the model's name, ``optical_flow`` or ``last_frame``.
         model_checksum: of the model; empty for a baseline.
@@ -43,6 +43,11 @@ class ForecastFrames:
     model_checksum: str
     fallback: str
     limits: str = ""
+
+    @property
+    def rain(self) -> Pixels:
+        """The first channel, (lead, rows, columns)."""
+        return self.pixels[:, 0]
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,8 @@ def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, ide
     """The product with packed variables, rows from north to south."""
     rates = rate_table(domain.zr, domain.scale, sequence.source.drizzle_floor_mm_h)
     uncovered = forecast.state == NO_COVERAGE
-    rate = np.where(uncovered, np.nan, rates[forecast.pixels])
-    reflectivity = np.where(uncovered, np.nan, reflectivity_of_pixel(forecast.pixels, domain.scale))
-    analysis = np.where(sequence.observed[-1], rates[sequence.pixels[-1]], np.nan)
+    rate = np.where(uncovered, np.nan, rates[forecast.rain])
+    analysis = np.where(sequence.observed[-1], rates[sequence.rain[-1]], np.nan)
     leads = [(n + 1) * domain.cadence for n in range(len(forecast.pixels))]
     grid = sequence.source.grid
     y, x = ("latitude", "longitude") if grid.is_geographic else ("y", "x")
@@ -93,6 +97,19 @@ def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, ide
         "coverage_content_type": "qualityInformation",
         **located,
     }
+
+    def reflectivity(channel: int, text: str) -> xr.Variable:
+        dbz = reflectivity_of_pixel(forecast.pixels[:, channel], domain.scale)
+        attrs = {
+            "standard_name": "equivalent_reflectivity_factor",
+            "long_name": f"forecast radar reflectivity factor{text}",
+            "units": "dBZ",
+            "comment": f"no echo is written as {domain.scale.dbz_min:g} dBZ, the bottom of the scale",
+            "ancillary_variables": "status_flag",
+        }
+        about = {**attrs, **averaged, **located, **model_result}
+        return packing.packed(fields, np.where(uncovered, np.nan, dbz), REFLECTIVITY_STEP_DB, about)
+
     variables: dict[str, Any] = {
         "rainfall_rate": packing.packed(
             fields,
@@ -108,26 +125,19 @@ def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, ide
                 **model_result,
             },
         ),
-        "equivalent_reflectivity_factor": packing.packed(
-            fields,
-            reflectivity,
-            REFLECTIVITY_STEP_DB,
-            {
-                "standard_name": "equivalent_reflectivity_factor",
-                "long_name": "forecast radar reflectivity factor",
-                "units": "dBZ",
-                "comment": f"no echo is written as {domain.scale.dbz_min:g} dBZ, the bottom of the scale",
-                "ancillary_variables": "status_flag",
-                **averaged,
-                **located,
-                **model_result,
-            },
-        ),
+        **{name: reflectivity(n, text) for n, (name, text) in enumerate(_reflectivities(domain))},
         "status_flag": xr.Variable(fields, forecast.state.astype(np.int8), flags),
         **_accumulations(sequence, analysis, rate, leads, (y, x), places),
         **_coordinates(sequence, leads),
     }
     return xr.Dataset(variables, attrs=_attributes(domain, sequence, forecast, identity, leads))
+
+
+def _reflectivities(domain: Domain) -> list[tuple[str, str]]:
+    """Name of each channel's variable, and what to say of it; the first is the one that rain is made of."""
+    name = "equivalent_reflectivity_factor"
+    first, *others = domain.products
+    return [(name, "" if not others else f", {first}"), *((f"{name}_{other}", f", {other}") for other in others)]
 
 
 def _accumulations(
@@ -266,7 +276,7 @@ def _attributes(
         "processing_level": "forecast",
         "format_version": FORMAT_VERSION,
         "domain": domain.name,
-        "product": domain.product,
+        "product": " ".join(domain.products),
         "cadence_minutes": domain.cadence_minutes,
         "kind": identity.kind,
         "revision": identity.revision,
@@ -357,7 +367,7 @@ def read_baselines(path: Path) -> dict[str, Pixels | None]:
 
 
 def read_forecast(path: Path, domain: Domain) -> tuple[Pixels, Pixels, dict[str, Any]]:
-    """Pixels and states (lead, rows, columns) of a product, and its attributes.
+    """Pixels of the first channel and states (lead, rows, columns) of a product, and its attributes.
 
     The packing step of 0.1 dB is finer than half a pixel, so the pixels come back exactly.
 

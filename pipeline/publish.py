@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import packing, product, times
 from pipeline.catalog import Catalog, Lease, Row
+from pipeline.domain import Domain
 from pipeline.errors import LeaseLost
 from pipeline.frames.grayscale import Pixels
 from pipeline.frames.sequences import InputSequence
-from pipeline.settings import Domain
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)

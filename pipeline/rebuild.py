@@ -9,11 +9,11 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import packing, times
 from pipeline.catalog import Catalog, Row
+from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.publish import cycle_row
-from pipeline.settings import Domain
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import times
+from pipeline.domain import Domain
 from pipeline.errors import NowcastError, SettingsError
 from pipeline.frames.archive import Archive
 from pipeline.frames.correlation import TRAINING_LIMIT, correlation
 from pipeline.frames.grayscale import pixel_of_rate
-from pipeline.settings import Domain
 from pipeline.storage import Store
 from pipeline.version import software_version
 
@@ -87,7 +87,8 @@ def train(
             f"{VALIDATION_SHARE:.0%} of the archive, so nothing could tell a good model; ingest a longer period"
         )
     torch.manual_seed(config.seed)
-    network = zoo.build(network_name)
+    channels = {"channels": len(first.products)} if len(first.products) > 1 else {}
+    network = zoo.build(network_name, channels)
     levels = [pixel_of_rate(r, first.zr, first.scale) / 255 for r in (2.0, 5.0, 10.0, 30.0)]
     started = clock.monotonic()
     try:
@@ -99,12 +100,12 @@ def train(
     card = checkpoint.Card(
         name=name,
         network=network_name,
-        network_config={},
+        network_config=channels,
         dbz_min=first.scale.dbz_min,
         dbz_max=first.scale.dbz_max,
         cadences_minutes=sorted({d.cadence_minutes for d in domains}),
         spacing_m=[round(min(spacings), 1), round(max(spacings), 1)],
-        product=first.product,
+        product=first.product if isinstance(first.product, str) else list(first.product),
         training={
             "command": command,
             "software_version": software_version(),
@@ -145,21 +146,22 @@ def _series(archive: Archive, held: list[datetime], domain: Domain, config: "Tra
 
     frames = {time: frame for time in held if (frame := archive.read(time)) is not None}
     axis = list(times.slots(held[0], held[-1], domain.cadence))
-    shape = next(iter(frames.values())).pixels.shape
+    channels, *shape = next(iter(frames.values())).pixels.shape
     if min(shape) < config.crop:
         raise NowcastError(f"{domain.name} is {shape[0]} x {shape[1]} cells, smaller than the crop of {config.crop}")
-    pixels, observed = np.zeros((len(axis), *shape), np.uint8), np.zeros((len(axis), *shape), bool)
+    pixels, observed = np.zeros((len(axis), channels, *shape), np.uint8), np.zeros((len(axis), *shape), bool)
     for n, time in enumerate(axis):
         if time in frames:
             pixels[n], observed[n] = frames[time].pixels, frames[time].observed
     present = np.array([time in frames for time in axis])
     length = config.input_frames + config.lead_frames
     starts = [n for n in range(len(axis) - length + 1) if present[n : n + length].all()]
-    wet = (pixels > 0).mean(axis=(1, 2))
+    wet = (pixels[:, 0] > 0).mean(axis=(1, 2))
+    rain, last = pixels[:, 0], length - 1
     kept = [
         n
         for n in starts
-        if wet[n : n + length].mean() >= WET_SHARE and correlation(pixels[n], pixels[n + length - 1]) < TRAINING_LIMIT
+        if wet[n : n + length].mean() >= WET_SHARE and correlation(rain[n], rain[n + last]) < TRAINING_LIMIT
     ]
     cut = round(len(axis) * (1 - VALIDATION_SHARE))
     log.info("%s: %d of %d windows kept (wet, first and last frame differ)", domain.name, len(kept), len(starts))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.settings import SAMPLE_DATA_DEFAULT, Domain, Settings
+from pipeline.domain import Domain
+from pipeline.settings import SAMPLE_DATA_DEFAULT, Settings
 from pipeline.storage import Store
 
 PROJECT = Path(__file__).parents[1]

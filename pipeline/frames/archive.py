@@ -1,6 +1,7 @@
 """The archive of measured frames: one Zarr store per domain and day, one object per frame.
 
-``frames`` (slot, plane, y, x) uint8 with the planes ``pixel`` and ``state``; slot n of a day is midnight + n cadences.
+``frames`` (slot, plane, y, x) uint8: a plane of pixels for each product of the domain, then the states of the cells;
+slot n of a day is midnight + n cadences.
 The chunk is one slot, so a frame is one file that is replaced atomically and two writers never share one.
 """
 
@@ -21,14 +22,13 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import LocalStore
 
 from pipeline import times
+from pipeline.domain import Domain
 from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
 from pipeline.grids import Grid
-from pipeline.settings import Domain
 from pipeline.storage import Store
 
 FORMAT_VERSION = 1
-PLANES = ("pixel", "state")
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Archive:
             elif not _same(standing.to_json(), source.to_json()):
                 raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
             if day not in self._opened and not (path / "frames" / "zarr.json").is_file():
-                self._create(path, self._attributes(source), frame.pixels.shape)
-            self._open(day)[slot] = np.stack((frame.pixels, frame.state))
+                self._create(path, self._attributes(source), frame.state.shape)
+            self._open(day)[slot] = np.concatenate((frame.pixels, frame.state[None]))
         except (OSError, ValueError, KeyError, RuntimeError) as err:
             raise StoreUnavailable(f"cannot write the frame {times.iso(time)} to {path}: {err}") from err
         return checksum(frame)
@@ -134,9 +134,9 @@ class Archive:
             planes = np.asarray(self._open(day)[slot])
         except (RuntimeError, ValueError, OSError, KeyError) as err:
             raise DamagedFrame(f"the frame {times.iso(time)} in {self._path(day)} is damaged: {err}") from err
-        if planes[1, 0, 0] == NEVER_WRITTEN:
+        if planes[-1, 0, 0] == NEVER_WRITTEN:
             return None
-        return Frame(planes[0], planes[1])
+        return Frame(planes[:-1], planes[-1])
 
     def set_aside(self, time: datetime) -> None:
         """Move the damaged object of a frame to the quarantine, so that its source can be taken in again."""
@@ -213,19 +213,19 @@ class Archive:
             "domain": self.domain.name,
             **self._settings(),
             **source.to_json(),
-            "planes": list(PLANES),
+            "planes": [*self.domain.products, "state"],
             "state_meanings": "0 echo, 1 no coverage, 2 no echo, 3 advected, 4 removed, 255 never written",
         }
 
     def _create(self, path: Path, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
         """Write the metadata. Two processes that do so at once write the same bytes."""
-        slots = timedelta(days=1) // self.domain.cadence
+        slots, planes = timedelta(days=1) // self.domain.cadence, len(self.domain.products) + 1
         try:
             group = zarr.open_group(_DurableFolder(self.store, path), mode="a", attributes=attributes)
             group.create_array(
                 "frames",
-                shape=(slots, len(PLANES), *shape),
-                chunks=(1, len(PLANES), *shape),
+                shape=(slots, planes, *shape),
+                chunks=(1, planes, *shape),
                 dtype="uint8",
                 fill_value=NEVER_WRITTEN,
                 # without the checksum a flipped bit decodes to other rain

@@ -3,13 +3,14 @@
 pixel = floor(255 (dBZ - dbz_min) / (dbz_max - dbz_min) + 0.5), clipped. Rain below the drizzle floor is no echo.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.domain import DRIZZLE_FLOOR_MM_H, ZR, Domain, NativeGrid, Scale
 from pipeline.errors import BadInput
-from pipeline.settings import DRIZZLE_FLOOR_MM_H, ZR, Domain, NativeGrid, Scale
 from pipeline.sources.contract import RainField
 
 NO_ECHO_DBZ = -32.0
@@ -27,12 +28,17 @@ class Frame:
     """One image of a domain.
 
     Attributes:
-        pixels: (rows, columns) uint8; 0 where there is no echo, no coverage or a removed cell.
-        state: (rows, columns) uint8, the cell states above.
+        pixels: (channels, rows, columns) uint8; 0 where there is no echo, no coverage or a removed cell.
+        state: (rows, columns) uint8, the cell states above; of several channels, those of the first.
     """
 
     pixels: Pixels
     state: Pixels
+
+    @property
+    def rain(self) -> Pixels:
+        """The first channel, (rows, columns): the rain that is forecast and verified."""
+        return np.asarray(self.pixels[0])
 
     @property
     def observed(self) -> NDArray[np.bool_]:
@@ -116,7 +122,15 @@ def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     state = np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)
     state[~observed] = NO_COVERAGE
     state[~observed & lost] = REMOVED
-    return Frame(pixels, state), float(removed.mean())
+    return Frame(pixels[None], state), float(removed.mean())
+
+
+def join_channels(frames: Sequence[Frame]) -> Frame:
+    """One frame of several channels, observed where all are."""
+    pixels, state = np.concatenate([frame.pixels for frame in frames]), frames[0].state
+    lost = np.any([~frame.observed for frame in frames], axis=0)
+    pixels = np.where(lost, 0, pixels).astype(np.uint8)
+    return Frame(pixels, np.where(lost & frames[0].observed, NO_COVERAGE, state).astype(np.uint8))
 
 
 def _block_mean(values: Floats, n: int) -> Floats:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import times
+from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, NotForecast
 from pipeline.frames.archive import Archive, FrameSource, checksum
 from pipeline.frames.correlation import FROZEN, correlation
 from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame, Pixels, pixel_of_rate
-from pipeline.settings import Domain
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class InputSequence:
 
     Attributes:
         reference_time: valid time of the newest frame.
-        pixels: (J, rows, columns) uint8, oldest first.
+        pixels: (J, channels, rows, columns) uint8, oldest first.
         state: (J, rows, columns) uint8; a missing frame is no coverage throughout.
         input_times: of the measured frames.
         filled_times: of the frames filled by advection.
@@ -57,6 +57,11 @@ class InputSequence:
     def observed(self) -> NDArray[np.bool_]:
         """Cells with a value, measured or advected, (J, rows, columns)."""
         return np.isin(self.state, (ECHO, NO_ECHO, ADVECTED))
+
+    @property
+    def rain(self) -> Pixels:
+        """The first channel, (J, rows, columns)."""
+        return self.pixels[:, 0]
 
     @property
     def is_dry(self) -> bool:
@@ -111,7 +116,7 @@ def read_sequence(archive: Archive, domain: Domain, reference_time: datetime) ->
         filled_times=tuple(t for t in instants if found[t] is None and complete[t] is not None),
         missing_times=tuple(t for t in instants if complete[t] is None),
         checksums=tuple(checksum(frame) for frame in found.values() if frame is not None),
-        correlation=None if first is None else correlation(first.pixels, newest.pixels),
+        correlation=None if first is None else correlation(first.rain, newest.rain),
         source=source,
         damaged_times=tuple(damaged),
     )

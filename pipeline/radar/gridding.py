@@ -18,13 +18,32 @@ from pyproj import Geod, Transformer
 from pipeline.grids import Grid
 from pipeline.radar.volume import Floats, Site, Sweep, Volume
 
-Level = Literal["cappi", "lowest", "column_max"]
-
 EFFECTIVE_EARTH_M = 4 / 3 * 6371000.0
 # sweeps this close in elevation look at the same rain
 SAME_ELEVATION = 0.15
 # steps of the tables: a hundredth of a degree, and a tenth of the shortest gates in use
 AZIMUTH_STEPS, DISTANCE_STEP_M = 36000, 20.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """What of a volume is shown.
+
+    Attributes:
+        kind: ``cappi`` interpolates (in dBZ) between the beams around ``altitude_m`` above sea level, and takes the
+            nearest beam where only one side has one (pseudo-CAPPI); ``lowest`` takes the lowest valid beam;
+            ``column_max`` the highest value of all.
+    """
+
+    kind: Literal["cappi", "lowest", "column_max"] = "cappi"
+    altitude_m: float = 2000.0
+
+
+def level_of(product: str) -> Level:
+    """The level that a product of ``pipeline.domain.Domain`` names; rain at the surface is the 2 km pseudo-CAPPI."""
+    if product.startswith("cappi_"):
+        return Level("cappi", float(product.removeprefix("cappi_")))
+    return {"surface_rain": Level(), "lowest": Level("lowest"), "column_max": Level("column_max")}[product]
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,10 @@ class GriddedVolume:
     """One radar on its window of the grid.
 
     Attributes:
-        dbz: NaN where not measured, NO_ECHO_DBZ where no echo.
-        height: metres above sea level of the beam that gave the value; NaN where dbz is.
-        removed: no beam gave a value and quality control took one out.
-        time: mean time of the sweeps, by the number of cells that each had a part in.
+        dbz: (levels, rows, columns); NaN where not measured, NO_ECHO_DBZ where no echo.
+        height: (levels, rows, columns) metres above sea level of what gave the value; NaN where dbz is.
+        removed: (rows, columns); no beam gave a value and quality control took one out.
+        time: mean time of the sweeps, by the number of cells that each has in the first level.
     """
 
     radar: str
@@ -76,85 +95,89 @@ class _Cells:
 
 
 def grid_volume(
-    volume: Volume, grid: Grid, level: Level = "cappi", altitude_m: float = 2000.0, max_range_m: float = 240e3
+    volume: Volume, grid: Grid, levels: tuple[Level, ...] = (Level(),), max_range_m: float = 240e3
 ) -> GriddedVolume | None:
-    """One field from the sweeps of a volume; None if the radar does not see the grid.
+    """One field a level from the sweeps of a volume; None if the radar does not see the grid.
 
-    Args:
-        level: ``cappi`` interpolates (in dBZ) between the beams around ``altitude_m`` above sea level, and takes the
-            nearest beam where only one side has one (pseudo-CAPPI); ``lowest`` takes the lowest valid beam;
-            ``column_max`` the highest value of all.
-
-    A gate that was not measured never takes part: the next valid sweep does.
+    A gate that was not measured never takes part: the next valid sweep does. So all levels have values in the same
+    cells.
     """
     cells = _cells(volume.site, grid, max_range_m)
     if cells is None:
         return None
-    combine = {"cappi": _cappi, "lowest": _lowest, "column_max": _column_max}[level]
-    stack = _Stack(cells.distance.shape)
+    sweeps = _chosen(volume.sweeps)
+    stacks = [_Stack(cells.distance.shape, level) for level in levels]
     removed = np.zeros(cells.distance.shape, bool)
-    weight = 0.0
-    seconds = 0.0
-    for sweep in _chosen(volume.sweeps):
-        gate, height = _gates_and_heights(volume.site, sweep, max_range_m)
+    heights = np.full((len(sweeps) + 1, _steps(max_range_m) + 1), np.nan, np.float32)
+    for n, sweep in enumerate(sweeps):
+        gate, heights[n] = _gates_and_heights(volume.site, sweep, max_range_m)
         values, taken = _sample(sweep, cells, gate)
         if taken is not None:
             removed |= taken
-        used = combine(stack, values, height[cells.distance], altitude_m)
-        weight += used
-        seconds += used * sweep.time.timestamp()
-    dbz, height = stack.result(altitude_m) if level == "cappi" else (stack.low, stack.low_height)
-    time = seconds / weight if weight else float(np.mean([s.time.timestamp() for s in volume.sweeps]))
+        for stack in stacks:
+            stack.add(n, values, heights[n], cells)
+    made = [stack.result(heights, cells) for stack in stacks]
+    dbz, height = np.stack([one for one, _ in made]), np.stack([one for _, one in made])
     return GriddedVolume(
-        volume.radar, cells.window, dbz, height, removed & np.isnan(dbz), datetime.fromtimestamp(time, UTC),
-        volume.defects,
-    )  # fmt: skip
+        volume.radar, cells.window, dbz, height, removed & np.isnan(dbz[0]), stacks[0].time(sweeps), volume.defects
+    )
 
 
 class _Stack:
-    """The nearest valid beams below and above the altitude asked for."""
+    """One level while sweeps come in, from low to high: values and numbers of the sweeps that gave them.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.low, self.low_height = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-        self.high, self.high_height = self.low.copy(), self.low.copy()
+    For a CAPPI the nearest valid beams below and above the altitude, else only ``low`` counts.
+    """
 
-    def keep_low(self, values: Floats, height: Floats, where: NDArray[np.bool_]) -> None:
-        """Take values and heights into the lower field."""
+    def __init__(self, shape: tuple[int, ...], level: Level) -> None:
+        self.level = level
+        self.low, self.low_sweep = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int16)
+        self.high, self.high_sweep = self.low.copy(), self.low_sweep.copy()
+
+    def add(self, n: int, values: Floats, height: Floats, cells: _Cells) -> None:
+        """Take what the sweep ``n``, higher than those before, has to give."""
+        valid = ~np.isnan(values)
+        if self.level.kind == "lowest":
+            self._keep_low(n, values, valid & np.isnan(self.low))
+        elif self.level.kind == "column_max":
+            self._keep_low(n, values, valid & ~(self.low >= values))
+        else:
+            above = (height > self.level.altitude_m).take(cells.distance)
+            self._keep_low(n, values, valid & ~above)  # the last one below stays
+            first = valid & above & np.isnan(self.high)
+            np.copyto(self.high, values, where=first)
+            np.copyto(self.high_sweep, np.int16(n), where=first)
+
+    def _keep_low(self, n: int, values: Floats, where: NDArray[np.bool_]) -> None:
         np.copyto(self.low, values, where=where)
-        np.copyto(self.low_height, height, where=where)
+        np.copyto(self.low_sweep, np.int16(n), where=where)
 
-    def result(self, altitude_m: float) -> tuple[Floats, Floats]:
-        """Interpolated between both beams, or the one there is."""
-        share = (altitude_m - self.low_height) / np.maximum(self.high_height - self.low_height, 1.0)
-        both = self.low + share * (self.high - self.low)
-        only = np.where(np.isnan(self.low), self.high, self.low)
-        only_height = np.where(np.isnan(self.low), self.high_height, self.low_height)
-        bracketed = ~np.isnan(self.low) & ~np.isnan(self.high)
-        height = np.where(bracketed, np.float32(altitude_m), only_height)
-        return np.where(bracketed, both, only).astype(np.float32), height.astype(np.float32)
+    def result(self, heights: Floats, cells: _Cells) -> tuple[Floats, Floats]:
+        """Values and their heights; between both beams, or of the one there is.
 
+        Args:
+            heights: (sweeps + 1, steps of distance); the last row, number -1, is of no sweep.
+        """
+        low_height = heights[self.low_sweep, cells.distance]
+        if self.level.kind != "cappi":
+            return self.low, low_height
+        high_height = heights[self.high_sweep, cells.distance]
+        share = (self.level.altitude_m - low_height) / np.maximum(high_height - low_height, 1.0)
+        no_low, no_high = np.isnan(self.low), np.isnan(self.high)
+        dbz = self.low + share * (self.high - self.low)
+        height = np.full(dbz.shape, self.level.altitude_m, np.float32)
+        for missing, value, its_height in ((no_high, self.low, low_height), (no_low, self.high, high_height)):
+            np.copyto(dbz, value, where=missing)
+            np.copyto(height, its_height, where=missing)
+        return dbz, height
 
-def _cappi(stack: _Stack, values: Floats, height: Floats, altitude_m: float) -> float:
-    """Sweeps come from low to high: the last valid one below stays, the first valid one above."""
-    valid = ~np.isnan(values)
-    below = valid & (height <= altitude_m)
-    above = valid & (height > altitude_m) & np.isnan(stack.high)
-    stack.keep_low(values, height, below)
-    np.copyto(stack.high, values, where=above)
-    np.copyto(stack.high_height, height, where=above)
-    return float(np.count_nonzero(below) + np.count_nonzero(above))
-
-
-def _lowest(stack: _Stack, values: Floats, height: Floats, altitude_m: float) -> float:
-    new = ~np.isnan(values) & np.isnan(stack.low)
-    stack.keep_low(values, height, new)
-    return float(np.count_nonzero(new))
-
-
-def _column_max(stack: _Stack, values: Floats, height: Floats, altitude_m: float) -> float:
-    new = ~np.isnan(values) & ~(stack.low >= values)
-    stack.keep_low(values, height, new)
-    return float(np.count_nonzero(new))
+    def time(self, sweeps: list[Sweep]) -> datetime:
+        """Mean time of the sweeps by their number of cells."""
+        numbers = np.stack((self.low_sweep, self.high_sweep)).ravel()
+        weights = np.bincount(numbers + 1, minlength=len(sweeps) + 1)[1:]
+        seconds = [sweep.time.timestamp() for sweep in sweeps]
+        mean = np.average(seconds, weights=weights if weights.any() else None)
+        return datetime.fromtimestamp(float(mean), UTC)
 
 
 def _chosen(sweeps: tuple[Sweep, ...]) -> list[Sweep]:

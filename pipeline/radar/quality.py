@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pipeline.domain import Quality
 from pipeline.radar.gridding import EFFECTIVE_EARTH_M
 from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Sweep, Volume
-from pipeline.settings import Quality
 
 Mask = NDArray[np.bool_]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.settings import Domain
+from pipeline.domain import Domain
 from pipeline.sources.contract import PolarFeed, RainField, Source, VolumeRef
 from pipeline.sources.gridded import GriddedFolder
 from pipeline.sources.synthetic import SyntheticRain

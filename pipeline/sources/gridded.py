@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import BadInput, StoreUnavailable
-from pipeline.settings import GriddedSource
+from pipeline.source_settings import GriddedSource
 from pipeline.sources.contract import RainField, VolumeRef
 from pipeline.sources.readers import READERS
 

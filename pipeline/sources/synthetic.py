@@ -18,8 +18,9 @@ from pyproj import Transformer
 from scipy.ndimage import map_coordinates
 
 from pipeline import times
+from pipeline.domain import Domain, ProjectedGrid
 from pipeline.grids import Grid, centred_grid
-from pipeline.settings import Domain, ProjectedGrid, SyntheticRadarsSource, SyntheticSource
+from pipeline.source_settings import SyntheticRadarsSource, SyntheticSource
 from pipeline.sources.contract import RainField, VolumeRef
 from pipeline.sources.readers import odim_comp
 

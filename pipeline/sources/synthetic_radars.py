@@ -19,11 +19,12 @@ from pyproj import Geod, Transformer
 from scipy.ndimage import map_coordinates
 
 from pipeline import times
+from pipeline.domain import Domain
 from pipeline.grids import Grid
 from pipeline.radar.decode import read_volume
 from pipeline.radar.gridding import EFFECTIVE_EARTH_M
 from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Volume
-from pipeline.settings import Domain, RadarSite, SyntheticRadarsSource
+from pipeline.source_settings import RadarSite, SyntheticRadarsSource
 from pipeline.sources.contract import VolumeRef
 from pipeline.sources.synthetic import SyntheticRain
 

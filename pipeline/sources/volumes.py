@@ -14,7 +14,7 @@ from pipeline import times
 from pipeline.errors import BadInput, StoreUnavailable
 from pipeline.radar import decode
 from pipeline.radar.volume import Site, Volume
-from pipeline.settings import VolumesSource
+from pipeline.source_settings import VolumesSource
 from pipeline.sources.contract import VolumeRef
 
 # chunk, name, what the file system says

@@ -14,11 +14,11 @@ import xarray as xr
 from pipeline import catalog as tables
 from pipeline import product, times
 from pipeline.catalog import Catalog, Row
+from pipeline.domain import DRIZZLE_FLOOR_MM_H, Domain
 from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE, Frame, Pixels, rate_table
 from pipeline.grids import Grid
-from pipeline.settings import DRIZZLE_FLOOR_MM_H, Domain
 from pipeline.storage import Store
 from pipeline.verification import figures, files
 from pipeline.version import software_version
@@ -140,7 +140,7 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
     for row in by_model:
         middle = tables.from_seconds(row["reference_time"]) + (domain.lead_frames // 2) * domain.cadence
         frame = _observed(archive, middle)
-        rain = 0.0 if frame is None else float((frame.pixels > 0).mean())
+        rain = 0.0 if frame is None else float((frame.rain > 0).mean())
         if best is None or rain > best[0]:
             best = (rain, row)
     if best is None:
@@ -162,7 +162,7 @@ def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
     observed = []
     for n in steps:
         frame = _observed(archive, reference + (n + 1) * domain.cadence)
-        observed.append(None if frame is None else np.where(frame.observed, rates[frame.pixels], np.nan))
+        observed.append(None if frame is None else np.where(frame.observed, rates[frame.rain], np.nan))
     rows = {"observed": observed, str(attrs["method"]): forecast(pixels)}
     for name, frames in product.read_baselines(store.baselines(path)).items():
         rows.setdefault(name, forecast(frames))

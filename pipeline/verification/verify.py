@@ -16,11 +16,11 @@ import xarray as xr
 from pipeline import catalog as tables
 from pipeline import packing, product, times
 from pipeline.catalog import Catalog, Lease, Row
+from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, LeaseLost
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE, pixel_of_rate
 from pipeline.ingest import forget_damaged
-from pipeline.settings import Domain
 from pipeline.storage import Store
 from pipeline.verification import files
 from pipeline.verification.sums import PIXEL_SETS, PairSums, pair_sums
@@ -221,7 +221,7 @@ def _score(
             dry = np.zeros(pixels.shape[-2:], np.uint8)
             forecast = dry if values is None else np.where(covered[lead], values[lead], dry)
             seen = np.zeros(dry.shape, bool) if truth is None else truth.observed
-            actual = dry if truth is None else truth.pixels
+            actual = dry if truth is None else truth.rain
             common = seen & covered[lead] & complete
             everything = pair_sums(forecast, actual, seen, thresholds)
             same = bool((common == seen).all())

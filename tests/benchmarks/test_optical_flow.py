@@ -14,8 +14,8 @@ import torch
 
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import extrapolate
+from pipeline.domain import ZR, Scale
 from pipeline.frames.grayscale import make_frame, pixel_of_rate
-from pipeline.settings import ZR, Scale
 from pipeline.sources.readers import READERS
 from tests.conftest import brisbane_domain
 
@@ -34,7 +34,7 @@ def frames(sample_data, folder, reader, window) -> tuple[np.ndarray, np.ndarray]
         for path in sorted((sample_data / folder).iterdir())
         if READERS[reader].time_of(path.name)
     ]
-    return np.stack([f.pixels[window] for f in made]), np.stack([f.observed[window] for f in made])
+    return np.stack([f.rain[window] for f in made]), np.stack([f.observed[window] for f in made])
 
 
 @pytest.mark.parametrize("name", SETS)

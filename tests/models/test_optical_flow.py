@@ -7,8 +7,8 @@ from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import OpticalFlow, extrapolate
 from models.forecaster import Forecaster
 from models.networks.encoder_forecaster import EncoderForecaster, EncoderForecasterConfig
+from pipeline.domain import ZR, Scale
 from pipeline.frames.grayscale import pixel_of_reflectivity, reflectivity_of_rate
-from pipeline.settings import ZR, Scale
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.times import parse_time
 from tests.conftest import synthetic_domain

@@ -14,7 +14,7 @@ def moving_square(frames: int = 30, size: int = 32) -> FrameSeries:
     pixels = np.zeros((frames, size, size), np.uint8)
     for n in range(frames):
         pixels[n, 8:16, (n % size) : (n % size) + 6] = 200
-    return FrameSeries(pixels, np.ones(pixels.shape, bool), np.arange(8), np.arange(20, 24))
+    return FrameSeries(pixels[:, None], np.ones(pixels.shape, bool), np.arange(8), np.arange(20, 24))
 
 
 CONFIG = TrainingConfig(input_frames=3, lead_frames=2, crop=32, batch=2, steps=150, validate_every=50)
@@ -48,7 +48,7 @@ def test_training_without_windows_says_what_is_needed():
 
 def test_pixels_and_mask_turn_together():
     series = moving_square()
-    series = FrameSeries(series.pixels, series.pixels > 0, series.train, series.validation)
+    series = FrameSeries(series.pixels, series.pixels[:, 0] > 0, series.train, series.validation)
     pixels, observed = draw([series], "train", np.random.default_rng(0), CONFIG)
     assert torch.equal(pixels > 0, observed)
 

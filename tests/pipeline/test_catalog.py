@@ -28,7 +28,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def frame(seed: int) -> Frame:
     pixels = np.random.default_rng(seed).integers(0, 255, GRID.shape).astype(np.uint8)
-    return Frame(pixels, np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8))
+    return Frame(pixels[None], np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8))
 
 
 def test_frames_come_back_at_their_time_whatever_the_order(store):

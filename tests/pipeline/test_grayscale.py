@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import times
+from pipeline.domain import ZR, Scale
 from pipeline.frames.correlation import correlation
 from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import (
@@ -24,7 +25,6 @@ from pipeline.frames.grayscale import (
     reflectivity_of_rate,
 )
 from pipeline.grids import Grid, centred_grid
-from pipeline.settings import ZR, Scale
 from pipeline.sources import RainField
 from tests.conftest import brisbane_domain
 
@@ -78,7 +78,7 @@ def test_no_echo_no_coverage_and_removed_stay_apart():
     frame, removed = make_frame(field([[0, 0.05, 1, np.nan], [900, 0.1, 0.2, 0]]), domain(max_rate_mm_h=500))
     assert frame.state.tolist() == [[NO_ECHO, NO_ECHO, ECHO, NO_COVERAGE], [REMOVED, ECHO, ECHO, NO_ECHO]]
     assert removed == pytest.approx(1 / 8)
-    assert (frame.pixels[frame.state != ECHO] == 0).all()
+    assert (frame.rain[frame.state != ECHO] == 0).all()
 
 
 def test_the_sources_own_smallest_rate_is_rain_and_what_lies_below_is_not():
@@ -93,14 +93,14 @@ def test_blocks_are_means_of_rain_rate_over_observed_cells():
         [pixel_of_rate(1.0, ZR(), Scale()), 0],
         [pixel_of_rate(2.0, ZR(), Scale()), pixel_of_rate(4.0, ZR(), Scale())],
     ]
-    assert frame.pixels.tolist() == expected
+    assert frame.rain.tolist() == expected
     assert frame.state.tolist() == [[ECHO, NO_COVERAGE], [ECHO, ECHO]]
 
 
 def test_blocks_of_reflectivity_are_means_of_rain_rate_too():
     dbz = reflectivity_of_rate(np.array([[4, 0], [0, 0]], np.float32), ZR())
     frame, _ = make_frame(field(dbz, "reflectivity"), domain(coarsen=2))
-    assert frame.pixels.tolist() == [[pixel_of_rate(1.0, ZR(), Scale())]]
+    assert frame.rain.tolist() == [[pixel_of_rate(1.0, ZR(), Scale())]]
 
 
 def test_coarse_grid_keeps_the_outer_edge_and_drops_the_rest():
@@ -130,7 +130,7 @@ def frames_moving_east(count: int) -> list[Frame]:
         y, x = np.mgrid[0:48, 0:48]
         blob = 180 * np.exp(-((y - 24) ** 2 + (x - 14 - 3 * n) ** 2) / 40)
         pixels[:] = np.where(blob > 70, blob, 0)
-        made.append(Frame(pixels, np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)))
+        made.append(Frame(pixels[None], np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)))
     return made
 
 
@@ -141,8 +141,8 @@ def test_a_gap_is_filled_by_advection_from_both_sides():
     filled = fill_gaps(found, max_gap=1, floor_pixel=62)[instants[2]]
     assert set(np.unique(filled.state)) == {ADVECTED}
     assert not filled.observed.any()
-    advected_error = np.abs(filled.pixels.astype(int) - truth[2].pixels).mean()
-    stale_error = np.abs(truth[1].pixels.astype(int) - truth[2].pixels).mean()
+    advected_error = np.abs(filled.rain.astype(int) - truth[2].rain).mean()
+    stale_error = np.abs(truth[1].rain.astype(int) - truth[2].rain).mean()
     assert advected_error < 0.35 * stale_error
 
 

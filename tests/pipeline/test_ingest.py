@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import operations, times
 from pipeline.catalog import Catalog
+from pipeline.domain import Domain
 from pipeline.errors import SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.grids import centred_grid
 from pipeline.ingest import ingest
 from pipeline.rebuild import rebuild
-from pipeline.settings import Domain
 from pipeline.sources.readers import READERS
 from pipeline.sources.synthetic import SyntheticRain, write_composite
 from pipeline.status import status

@@ -11,6 +11,7 @@ from scipy.ndimage import shift
 
 from pipeline import catalog as tables
 from pipeline import operations, times
+from pipeline.domain import Domain
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import rate_table
 from pipeline.ingest import ingest
@@ -18,7 +19,6 @@ from pipeline.ingest_volumes import domain_grid, slot_of
 from pipeline.packing import read_packed
 from pipeline.radar.gridding import grid_volume
 from pipeline.radar.quality import clean
-from pipeline.settings import Domain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from pipeline.status import status
 from tests.conftest import NOW, settings_for, synthetic_domain
@@ -75,7 +75,7 @@ def test_two_radars_give_the_rain_back(store, catalog):
     ingest(NETWORK, store, catalog, T0, T0, NOW)
     frame = Archive(store, NETWORK).read(T0)
     truth = RadarNetwork(NETWORK.source, NETWORK).rain.rain_rate(T0)
-    seen = rate_table(NETWORK.zr, NETWORK.scale, 0.1)[frame.pixels]
+    seen = rate_table(NETWORK.zr, NETWORK.scale, 0.1)[frame.rain]
     both = frame.observed & (truth > 0.3) & (seen > 0.3)
     error = 16 * np.log10(seen[both] / truth[both])  # dB
     assert frame.observed.mean() > 0.99 and both.sum() > 500
@@ -93,7 +93,7 @@ def test_a_frame_is_moved_to_its_instant_and_says_so(store, catalog):
     assert {i["aligned"] for i in inputs} == {"moved forward"} and 60 < inputs[1]["offset_s"] < 140
     # moving it brings it closer to the truth at the instant than leaving it
     truth = RadarNetwork(NETWORK.source, NETWORK).rain.rain_rate(T0) > 1
-    moved = Archive(store, NETWORK).read(T0).pixels > 118
+    moved = Archive(store, NETWORK).read(T0).rain > 118
     early = RadarNetwork(NETWORK.source, NETWORK).rain.rain_rate(T0 - timedelta(seconds=90)) > 1
     assert (moved ^ truth).sum() < (early ^ truth).sum() + 400
 
@@ -316,7 +316,7 @@ def test_the_truth_comes_back_at_every_range_and_in_its_place(tmp_path):
     volume, _ = clean(network.read(ref, tmp_path), domain.quality)
     gridded = grid_volume(volume, domain_grid(domain))
     seen = np.full((300, 300), np.nan, np.float32)
-    seen[gridded.window.slices] = gridded.dbz
+    seen[gridded.window.slices] = gridded.dbz[0]
     truth = 10 * np.log10(200) + 16 * np.log10(np.maximum(network.rain.rain_rate(gridded.time), 1e-3))
     rows, columns = np.indices(seen.shape)
     away = np.hypot(rows - 149.5, columns - 149.5)

@@ -457,7 +457,7 @@ def test_cells_without_coverage_stay_without_in_the_forecast(settings):
     archive = Archive(Store(settings.root), settings.domain("small"))
     for n in range(5):
         frame = archive.read(T0 - n * STEP)
-        frame.state[:, :20], frame.pixels[:, :20] = NO_COVERAGE, 0
+        frame.state[:, :20], frame.pixels[..., :20] = NO_COVERAGE, 0
         archive.write(T0 - n * STEP, frame, archive.source())
     (made,) = issue(settings, T0)
     pixels, state, _ = product.read_forecast(settings.root / made.path, settings.domain("small"))
@@ -506,7 +506,7 @@ def test_the_inputs_digest_follows_frames_and_settings(settings, tmp_path):
     assert read_sequence(archive, domain, T0).digest(domain) == before.digest(domain)
     assert before.digest(domain.model_copy(update={"lead_frames": 5})) != before.digest(domain)
     frame = archive.read(T0 - STEP)
-    frame.pixels[0, 0] ^= 255
+    frame.pixels[0, 0, 0] ^= 255
     archive.write(T0 - STEP, frame, archive.source())
     assert read_sequence(archive, domain, T0).digest(domain) != before.digest(domain)
     assert np.array_equal(before.pixels[-1], archive.read(T0).pixels)

@@ -12,11 +12,11 @@ import pytest
 import xarray as xr
 
 from pipeline import packing, product, times
+from pipeline.domain import ZR, Scale
 from pipeline.frames.archive import FrameSource
 from pipeline.frames.grayscale import ECHO, NO_COVERAGE, NO_ECHO, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
 from pipeline.grids import Grid, centred_grid
-from pipeline.settings import ZR, Scale
 from pipeline.sources.readers import READERS
 from tests.conftest import synthetic_domain
 
@@ -28,7 +28,7 @@ LATLON = Grid("EPSG:4326", (40, 60), -100.0, 45.0, 0.02, 0.02)
 def sequence(grid: Grid, pixels: np.ndarray, floor: float = 0.1, interval: float = 0.0) -> InputSequence:
     state = np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8)
     return InputSequence(
-        TIME, pixels[None], state[None], (TIME,), (), (), ("0" * 64,), 0.5, FrameSource(grid, floor, interval)
+        TIME, pixels[None, None], state[None], (TIME,), (), (), ("0" * 64,), 0.5, FrameSource(grid, floor, interval)
     )
 
 
@@ -45,7 +45,7 @@ def write(path, grid: Grid, domain=None, leads: int = 12, pixels=None, issue_tim
     forecast = np.repeat(pixels[None], leads, axis=0)
     state = product.lead_states(forecast, np.ones(grid.shape, bool), np.zeros(forecast.shape, bool))
     state[:, -3:] = NO_COVERAGE
-    frames = product.ForecastFrames(forecast, state, "convlstm", "f" * 64, "")
+    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "f" * 64, "")
     built = product.build(
         domain, sequence(grid, pixels, interval=interval), frames, product.Identity(TIME, "hindcast", 1, issue_time)
     )
@@ -142,7 +142,7 @@ def test_amounts_of_instants_and_of_means(tmp_path):
     pixels = corner_rain(LCC)
     forecast = np.repeat(np.zeros_like(pixels)[None], 6, axis=0)  # the rain stops at once
     state = product.lead_states(forecast, np.ones(LCC.shape, bool), np.zeros(forecast.shape, bool))
-    frames = product.ForecastFrames(forecast, state, "convlstm", "", "")
+    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "", "")
     rate = rate_table(ZR(), Scale(), 0.1)[160]
     identity = product.Identity(TIME, "hindcast", 1, TIME)
     for interval, expected in ((0.0, rate / 12), (600.0, 0.0)):  # half of ten minutes; means over past minutes add up

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from pipeline.domain import Quality
 from pipeline.radar.decode import read_volume
 from pipeline.radar.quality import clean, gabella
 from pipeline.radar.volume import NO_ECHO_DBZ, Site, Sweep, Volume
-from pipeline.settings import Quality
 
 T0 = datetime(2024, 6, 1, tzinfo=UTC)
 OFF = Quality(min_rhohv=0, min_fluctuation_db=0, ground_echo=False, min_echo_gates=0)

@@ -104,9 +104,9 @@ def test_last_frame_scores_are_those_of_the_archived_frames(settings):
     _, data = the_sums(settings)
     archive = Archive(Store(settings.root), settings.domain("small"))
     now, then = archive.read(T0), archive.read(T0 + 2 * STEP)
-    hits = ((now.pixels >= 103) & (then.pixels >= 103)).sum()  # 103 is the pixel of 0.5 mm/h
+    hits = ((now.rain >= 103) & (then.rain >= 103)).sum()  # 103 is the pixel of 0.5 mm/h
     assert int(data["hits"][0, 1, 1, 0, 0]) == hits > 0
-    difference = now.pixels.astype(float) - then.pixels
+    difference = now.rain.astype(float) - then.rain
     assert float(data["squared_error"][0, 1, 1, 0]) == (difference**2).sum()
 
 
@@ -217,10 +217,10 @@ def test_unobserved_cells_take_no_part_and_a_missing_forecast_counts_as_dry(sett
     archive = Archive(Store(settings.root), settings.domain("small"))
     for n in range(-4, 1):  # the west was not covered when the forecast was made
         frame = archive.read(T0 + n * STEP)
-        frame.state[:, :16], frame.pixels[:, :16] = 1, 0
+        frame.state[:, :16], frame.pixels[..., :16] = 1, 0
         archive.write(T0 + n * STEP, frame, archive.source())
     frame = archive.read(T0 + STEP)  # and the north is not observed at the first lead
-    frame.state[:8], frame.pixels[:8] = 1, 0
+    frame.state[:8], frame.pixels[:, :8] = 1, 0
     archive.write(T0 + STEP, frame, archive.source())
     operations.run(settings, "small", T0, NOW)
     operations.verify(settings, "small", None, None, NOW)
@@ -230,7 +230,7 @@ def test_unobserved_cells_take_no_part_and_a_missing_forecast_counts_as_dry(sett
     assert pairs[1].tolist() == [64 * 48, 64 * 64]
     misses = data["misses"].values[0, 0, 1, :, 0]
     truth = archive.read(T0 + 2 * STEP)
-    assert misses[1] - misses[0] == (truth.pixels[:, :16] >= 103).sum()
+    assert misses[1] - misses[0] == (truth.rain[:, :16] >= 103).sum()
 
 
 def test_page_is_self_contained_and_csv_holds_every_score(settings, tmp_path):

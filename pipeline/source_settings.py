@@ -1,0 +1,113 @@
+"""Where radar data come from: one table ``source`` per domain, of the kinds below."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ReaderName = Literal["bom_rainfields", "knmi_hdf5", "mch_gif", "fmi_pgm", "odim_comp", "mrms_grib2"]
+
+
+class Frozen(BaseModel):
+    """Settings are checked once, refuse unknown keys and never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GriddedSource(Frozen):
+    """A folder of composites that a ``reader`` understands, whose names carry the time."""
+
+    kind: Literal["gridded"]
+    reader: ReaderName
+    uri: str
+    max_file_mb: float = Field(512.0, gt=0)
+
+
+class SyntheticSource(Frozen):
+    """Evolving power-law rain; a pure function of seed and time (``pipeline.sources.synthetic``)."""
+
+    kind: Literal["synthetic"]
+    seed: int = Field(0, ge=0)
+    event_hours: int = Field(6, ge=1, le=240)
+    max_speed_m_s: float = Field(18.0, ge=0, le=60)
+
+
+class RadarSite(Frozen):
+    """Position of an antenna for formats that carry none, and its height above sea level."""
+
+    longitude: float = Field(ge=-360, le=360)
+    latitude: float = Field(ge=-90, le=90)
+    altitude_m: float = Field(ge=-500, le=9000)
+
+
+class _Gridded(Frozen):
+    """How polar volumes become a field: see ``pipeline.radar.gridding`` and ``pipeline.radar.mosaic``.
+
+    Attributes:
+        max_range_km: gates further away are not used.
+        mosaic: how radars are combined.
+        processes: that decode and grid at the same time.
+    """
+
+    max_range_km: float = Field(240.0, ge=10, le=500)
+    mosaic: Literal["weighted", "max"] = "weighted"
+    processes: int = Field(1, ge=1, le=256)
+
+
+class VolumesSource(_Gridded):
+    """A folder of polar volumes of one or many radars, in any format that xradar reads.
+
+    Attributes:
+        pattern: regular expression of the whole file name. Its groups: ``time`` (read with ``time_format``; without it
+            the header of ODIM files is read), ``radar`` (default: all files are of one radar), ``chunk`` (to join).
+        join: ``none``: a file is a volume (or ``scans_per_file`` of them, ``scan_minutes`` apart). ``cycle``: files of
+            a radar within ``cycle_minutes`` are one volume. ``chunks``: files of one time, in the order of their
+            ``chunk``, are the pieces of one file.
+        reliable_times: false where ray times are wrong; the time of the name then counts.
+        sites: positions of radars whose format carries none.
+    """
+
+    kind: Literal["volumes"]
+    uri: str
+    pattern: str
+    time_format: str = "%Y%m%d%H%M%S"
+    join: Literal["none", "cycle", "chunks"] = "none"
+    cycle_minutes: int = Field(5, ge=1, le=30)
+    scans_per_file: int = Field(1, ge=1, le=20)
+    scan_minutes: int = Field(5, ge=1, le=30)
+    reliable_times: bool = True
+    sites: dict[str, RadarSite] = {}
+    max_file_mb: float = Field(512.0, gt=0)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as err:
+            raise ValueError(f"not a regular expression: {err}") from err
+        if unknown := set(groups) - {"time", "radar", "chunk"}:
+            raise ValueError(f"unknown groups {', '.join(sorted(unknown))}; it may have time, radar and chunk")
+        return pattern
+
+    @model_validator(mode="after")
+    def _joins_what_it_names(self) -> Self:
+        groups = re.compile(self.pattern).groupindex
+        if (self.join == "chunks") != ("chunk" in groups):
+            raise ValueError("join = 'chunks' and a group 'chunk' in the pattern belong together")
+        if self.join != "none" and ("time" not in groups or self.scans_per_file > 1):
+            raise ValueError("join needs a group 'time' in the pattern, and scans_per_file = 1")
+        return self
+
+
+class SyntheticRadarsSource(_Gridded):
+    """Synthetic rain as radars at ``radars`` would see it (``pipeline.sources.synthetic_radars``)."""
+
+    kind: Literal["synthetic_radars"]
+    radars: dict[str, RadarSite] = Field(min_length=1, max_length=500)
+    seed: int = Field(0, ge=0)
+    event_hours: int = Field(6, ge=1, le=240)
+    max_speed_m_s: float = Field(18.0, ge=0, le=60)
+
+
+PolarSource = VolumesSource | SyntheticRadarsSource
