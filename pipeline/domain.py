@@ -42,11 +42,12 @@ class Scale(Frozen):
 class Quality(Frozen):
     """Checks of what was received; a number of 0, or false, switches a step off.
 
-    ``min_rhohv``, ``min_fluctuation_db``, ``ground_echo`` and ``min_echo_gates`` are for volumes
-    (``pipeline.radar.quality``). Reflectivity is held at ``hail_cap_dbz`` before it becomes rain, since hail is
-    not. A cell above ``max_rate_mm_h`` is removed (the largest 5-minute rates on record stay below 500 mm/h); a
-    frame whose observed share is below ``min_coverage`` is quarantined, since a silent radar must not read as a dry
-    one.
+    ``min_rhohv``, ``min_fluctuation_db``, ``ground_echo``, ``min_echo_gates`` and ``clutter_frequency`` are for volumes
+    (``pipeline.radar.quality``). A cell above ``max_dbz`` is removed, and other reflectivity held at ``hail_cap_dbz``
+    before it becomes rain, since hail is not. A cell above ``max_rate_mm_h`` is removed (the largest 5-minute rates on
+    record stay below 500 mm/h). A frame is refused whose observed share is below ``min_coverage``, since a silent radar
+    must not read as a dry one, whose echo area grows by more than ``max_echo_jump`` of the observed one in a cadence,
+    or that has one value throughout (``pipeline.frames.checks``).
     """
 
     max_rate_mm_h: float = Field(500.0, gt=0)
@@ -55,7 +56,10 @@ class Quality(Frozen):
     min_fluctuation_db: float = Field(2.5, ge=0, le=10)
     ground_echo: bool = True
     min_echo_gates: int = Field(10, ge=0, le=1000)
+    clutter_frequency: float = Field(0.5, ge=0, le=1)
+    max_dbz: float = Field(75.0, ge=0, le=100)
     hail_cap_dbz: float = Field(55.0, ge=40, le=100)
+    max_echo_jump: float = Field(0.35, ge=0, le=1)
 
 
 class NativeGrid(Frozen):

@@ -16,6 +16,7 @@ from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain, NativeGrid
 from pipeline.errors import BadInput, NowcastError, SettingsError
 from pipeline.frames.archive import Archive, FrameSource
+from pipeline.frames.checks import frame_fault
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
 from pipeline.source_settings import PolarSource
 from pipeline.sources import RainField, Source, VolumeRef, open_source
@@ -95,7 +96,7 @@ def forget_damaged(archive: Archive, catalog: Catalog, domain: Domain, time: dat
     """Set a damaged frame aside, and have the next ingest read what it was made from again."""
     v, f = tables.volumes.c, tables.frames.c
     with catalog.write() as connection:
-        standing = _standing_frame(connection, domain, time)
+        standing = standing_frame(connection, domain, time)
         archive.set_aside(time)
         connection.execute(sa.delete(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(time)))
         source_key = "" if standing is None else standing["source_key"]
@@ -193,7 +194,9 @@ def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainFie
     }
     # under the catalog's write lock, so that of two files for an instant, taken in at once, one stands with its row
     with job.catalog.write() as connection:
-        standing = _standing_frame(connection, domain, slot)
+        if fault := frame_fault(frame, domain, slot, standing_frame(connection, domain, slot - domain.cadence)):
+            raise BadInput(f"{ref.key}: {fault}")
+        standing = standing_frame(connection, domain, slot)
         other = standing is not None and standing["source_key"] != ref.key
         reason = ""
         if standing is not None and other:
@@ -295,7 +298,8 @@ def known_volumes(
     return {(row["key"], row["etag"]) for row in rows}
 
 
-def _standing_frame(connection: sa.Connection, domain: Domain, slot: datetime) -> Row | None:
+def standing_frame(connection: sa.Connection, domain: Domain, slot: datetime) -> Row | None:
+    """The catalog row of the frame of an instant; None if there is none."""
     f = tables.frames.c
     query = sa.select(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(slot))
     row = connection.execute(query).mappings().first()

@@ -2,19 +2,17 @@
 
 Every volume belongs to one instant of the axis, the first that is not more than a minute before its low sweeps were
 measured: a frame shows what was measured before it, never after. A frame is made anew whenever one of its volumes
-arrives, so that order of arrival does not matter.
+arrives, so that order of arrival does not matter; where files have left the source, or came again as less, the more
+complete frame stands.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from multiprocessing import get_context
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -22,15 +20,16 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.advection import move_forward
-from pipeline.domain import Domain, ProjectedGrid
-from pipeline.errors import BadInput, WorkerLost
+from pipeline.catalog import Row
+from pipeline.domain import Domain
+from pipeline.errors import WorkerLost
 from pipeline.frames.archive import FrameSource
-from pipeline.frames.grayscale import ECHO, drizzle_floor, join_channels, make_frame
-from pipeline.grids import Grid, centred_grid
-from pipeline.ingest import AXIS_TOLERANCE, FUTURE_TOLERANCE, Job, known_volumes, quarantine, record, volume_row
-from pipeline.radar.gridding import GriddedVolume, Level, grid_volume, level_of
+from pipeline.frames.checks import frame_fault
+from pipeline.frames.grayscale import ADVECTED, ECHO, Frame, drizzle_floor, join_channels, make_frame
+from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, quarantine, record, standing_frame, volume_row
+from pipeline.prepare import Prepared, domain_grid, domain_levels, prepare, prepare_all
+from pipeline.radar.gridding import GriddedVolume
 from pipeline.radar.mosaic import combine
-from pipeline.radar.quality import clean
 from pipeline.radar.volume import NO_ECHO_DBZ
 from pipeline.source_settings import PolarSource
 from pipeline.sources import open_polar_source
@@ -38,8 +37,8 @@ from pipeline.sources.contract import RainField, VolumeRef
 
 log = logging.getLogger(__name__)
 
-# a volume whose sweeps are this far from its name has a wrong clock, or a wrong name
-CLOCK_TOLERANCE = timedelta(minutes=30)
+# a frame with less than this share of the coverage of the one that stands does not replace it
+LESS_COMPLETE = 0.9
 # from the time in a name to the last sweep
 LONGEST_SCAN = timedelta(minutes=10)
 # volumes of a radar further apart than this many cadences tell nothing about the motion
@@ -47,23 +46,6 @@ MOTION_REACH = 2.5
 LEASE_PATIENCE_S = 600.0
 # dBZ between which motion is seen
 MOTION_RANGE = (0.0, 60.0)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A volume after decoding, cleaning and gridding; or why there is nothing.
-
-    Attributes:
-        field: None if the volume gives nothing; ``reason`` then says why.
-        removed: share of the echo that quality control took out.
-        state: framed, partial or quarantined; or one of ``catalog.RETRIED``.
-    """
-
-    ref: VolumeRef
-    state: str
-    reason: str = ""
-    field: GriddedVolume | None = None
-    removed: float = 0.0
 
 
 def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[[int, int], None]) -> None:
@@ -89,22 +71,21 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
     wanted = [ref for ref in listed if ref.nominal_time >= first]
     fresh = [ref for ref in wanted if (ref.key, ref.etag) not in done]
     job.result.unchanged = len(wanted) - len(fresh)
-    work = _Work(job, {ref.key: ref for ref in listed}, *_slots(job, listed))
-    work.touched |= _without_frame(work, start, end)
-    for n, one in enumerate(_prepare_all(job, source, fresh)):
+    work = _Work(job, source, {ref.key: ref for ref in listed}, *_slots(job, listed))
+    work.touched |= _stale(work, start, end)
+    for n, one in enumerate(prepare_all(domain, fresh, job.now, job.store.clutter(domain.name))):
         work.prepared[one.ref.key] = one
         slot = _record_volume(job, one)
         if one.ref.key in work.replaced:  # its frame must be made without the file that it was made from
             work.touched.add(work.replaced.pop(one.ref.key))
         if slot is not None:
             work.slots[one.ref.key] = slot
-            work.touched.add(slot)
-            work.touched |= _after(work, one.ref)
+            work.touched |= {slot, *_after(work, one.ref, slot)}
         progress(n + 1, len(fresh))
         # volumes of later names may still belong to the newest instants
-        _make_frames(work, one.ref.nominal_time - LONGEST_SCAN)
+        _make_frames(work, start, min(end, one.ref.nominal_time - LONGEST_SCAN))
         work.forget(one.ref.nominal_time - 2 * (LONGEST_SCAN + reach))
-    _make_frames(work, None)
+    _make_frames(work, start, end)
 
 
 @dataclass
@@ -112,6 +93,7 @@ class _Work:
     """What is known while volumes come in.
 
     Attributes:
+        source: the domain's.
         listed: every volume in the folder, by key.
         slots: instant of each volume that gives something.
         replaced: instant of the frame that an earlier file of the same key went into.
@@ -120,6 +102,7 @@ class _Work:
     """
 
     job: Job
+    source: PolarSource
     listed: dict[str, VolumeRef]
     slots: dict[str, datetime]
     replaced: dict[str, datetime]
@@ -135,17 +118,22 @@ class _Work:
         if key not in self.listed:
             return None  # the file has left the folder since
         if key not in self.prepared:
-            self.prepared[key] = prepare(self.job.domain, self.listed[key], self.job.now)
+            domain, maps = self.job.domain, self.job.store.clutter(self.job.domain.name)
+            self.prepared[key] = prepare(domain, self.listed[key], self.job.now, maps)
         return self.prepared[key].field
 
 
-def _without_frame(work: _Work, start: datetime, end: datetime) -> set[datetime]:
-    """Instants whose volumes were recorded by an ingest that was ended before it made the frame."""
+def _stale(work: _Work, start: datetime, end: datetime) -> set[datetime]:
+    """Instants without a frame, or whose frame lacks a volume: an earlier ingest was ended, or had another period."""
     f = tables.frames.c
     inside = f.valid_time.between(times.seconds(start), times.seconds(end))
-    rows = work.job.catalog.read(sa.select(f.valid_time).where(f.domain == work.job.domain.name, inside))
-    framed = {tables.from_seconds(row["valid_time"]) for row in rows}
-    return {slot for slot in work.slots.values() if start <= slot <= end} - framed
+    rows = work.job.catalog.read(sa.select(tables.frames).where(f.domain == work.job.domain.name, inside))
+    used = {tables.from_seconds(row["valid_time"]): {(i["key"], i.get("etag")) for i in _inputs(row)} for row in rows}
+    belong: dict[tuple[datetime, str], set[tuple[str, str | None]]] = defaultdict(set)
+    for key, slot in work.slots.items():
+        belong[slot, work.listed[key].radar].add((key, work.listed[key].etag))
+    lacking = {slot for (slot, _), volumes in belong.items() if not volumes & used.get(slot, set())}
+    return {slot for slot in lacking if start <= slot <= end}
 
 
 def _slots(job: Job, listed: list[VolumeRef]) -> tuple[dict[str, datetime], dict[str, datetime]]:
@@ -163,70 +151,6 @@ def _slots(job: Job, listed: list[VolumeRef]) -> tuple[dict[str, datetime], dict
 def slot_of(time: datetime, cadence: timedelta) -> datetime:
     """The instant that a volume belongs to: the first at or after its low sweeps, a minute forgiven."""
     return times.first_slot(time - AXIS_TOLERANCE, cadence)
-
-
-def _prepare_all(job: Job, source: PolarSource, refs: list[VolumeRef]) -> Iterator[Prepared]:
-    """In order; in processes where the source says so, since neither HDF5 nor decoding gains from threads."""
-    if source.processes == 1 or len(refs) < 2:
-        for ref in refs:
-            yield prepare(job.domain, ref, job.now)
-        return
-    with ProcessPoolExecutor(min(source.processes, len(refs)), get_context("spawn")) as pool:
-        try:
-            yield from pool.map(_prepare, [(job.domain, ref, job.now) for ref in refs])
-        except BrokenProcessPool as err:
-            raise WorkerLost(f"a process that decodes volumes of {job.domain.name} was killed") from err
-
-
-def _prepare(task: tuple[Domain, VolumeRef, datetime]) -> Prepared:
-    return prepare(*task)
-
-
-def prepare(domain: Domain, ref: VolumeRef, now: datetime) -> Prepared:
-    """Decode, clean and grid one volume; whatever is wrong with it becomes a state with a reason."""
-    source = domain.source
-    assert isinstance(source, PolarSource)
-    try:
-        if ref.nominal_time > now + FUTURE_TOLERANCE:
-            dated = f"dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(now)})"
-            return Prepared(ref, "future", f"{ref.key}: {dated}")
-        with TemporaryDirectory(prefix="volume-") as folder:
-            volume = open_polar_source(domain).read(ref, Path(folder))
-        volume, removed = clean(volume, domain.quality)
-        grid = domain_grid(domain)
-        gridded = grid_volume(volume, grid, domain_levels(domain), source.max_range_km * 1e3)
-        if gridded is None:
-            raise BadInput(f"{ref.key}: the radar at {volume.site} does not reach the grid of {domain.name}")
-        if abs(gridded.time - ref.nominal_time) > CLOCK_TOLERANCE or gridded.time > now + FUTURE_TOLERANCE:
-            reason = f"{ref.key}: the name says {times.iso(ref.nominal_time)}, the rays {times.iso(gridded.time)}"
-            if abs(gridded.time - ref.nominal_time) <= CLOCK_TOLERANCE:
-                return Prepared(ref, "future", f"{reason}, which is after now ({times.iso(now)})")
-            raise BadInput(reason)
-        if np.isnan(gridded.dbz).all():
-            raise BadInput(f"{ref.key}: nothing was measured on the grid; the radar is silent, which is not dry")
-    except BadInput as err:
-        return Prepared(ref, "quarantined", str(err))
-    except OSError as err:
-        return Prepared(ref, "unreadable", f"{ref.key}: cannot be read: {err.strerror or err}")
-    except MemoryError:
-        raise
-    except Exception as err:
-        # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
-        log.exception("decoding %s failed", ref.key)
-        return Prepared(ref, "quarantined", f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
-    defects = "; ".join(gridded.defects)
-    return Prepared(ref, "partial" if defects else "framed", defects, gridded, sum(removed.values()))
-
-
-def domain_grid(domain: Domain) -> Grid:
-    """The grid of a domain that has one of its own."""
-    assert isinstance(domain.grid, ProjectedGrid)
-    return centred_grid(domain.grid.crs, domain.grid.shape, domain.grid.spacing_m, domain.grid.centre)
-
-
-def domain_levels(domain: Domain) -> tuple[Level, ...]:
-    """What the channels of the domain's frames show."""
-    return tuple(level_of(product) for product in domain.products)
 
 
 def _record_volume(job: Job, one: Prepared) -> datetime | None:
@@ -247,58 +171,118 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
     return slot
 
 
-def _make_frames(work: _Work, until: datetime | None) -> None:
-    for slot in sorted(t for t in work.touched if until is None or t <= until):
+def _make_frames(work: _Work, start: datetime, end: datetime) -> None:
+    """Those of the instants in [start, end]; of others not every volume is listed, and a later ingest finds them."""
+    for slot in sorted(t for t in work.touched if start <= t <= end):
         _make_frame(work, slot)
         work.touched.discard(slot)
 
 
 def _make_frame(work: _Work, slot: datetime) -> None:
-    """Combine the newest volume of every radar, each moved forward to the instant, and archive the frame."""
-    job, domain, source = work.job, work.job.domain, work.job.domain.source
-    assert isinstance(source, PolarSource)
-    newest: dict[str, tuple[str, GriddedVolume]] = {}
-    for key in sorted(key for key, time in work.slots.items() if time == slot):
-        gridded = work.gridded(key)
-        if gridded is not None and (gridded.radar not in newest or gridded.time > newest[gridded.radar][1].time):
-            newest[gridded.radar] = key, gridded
-    moved, inputs = [], []
-    for radar, (key, gridded) in sorted(newest.items()):
-        offset = (slot - gridded.time).total_seconds()
-        at_slot, how = _moved(work, key, gridded, offset)
-        moved.append(at_slot)
-        removed_here = round(work.prepared[key].removed, 4)
-        inputs.append(
-            {"radar": radar, "key": key, "offset_s": round(offset, 1), "aligned": how, "removed": removed_here}
-        )
-    grid = domain_grid(domain)
-    mosaic = combine(moved, grid.shape, domain_levels(domain), source.mosaic)
-    fields = [RainField(dbz, "reflectivity", grid, slot, 0.0, removed=mosaic.removed) for dbz in mosaic.dbz]
+    """Combine the newest volume of every radar, each moved forward to the instant, and archive the frame.
+
+    A radar without a volume for the instant is carried on from the one before; cells that only such radars see count as
+    advected, so that nothing is verified against them.
+    """
+    job, domain = work.job, work.job.domain
+    own = _newest(work, slot)
+    if not own:
+        return
+    carried = {radar: one for radar, one in _newest(work, slot - domain.cadence).items() if radar not in own}
+    grid, inputs = domain_grid(domain), []
+    mosaics = []
+    for group in (own, carried):
+        moved = []
+        for radar, (key, gridded) in sorted(group.items()):
+            offset = (slot - gridded.time).total_seconds()
+            at_slot, how = _moved(work, key, gridded, offset)
+            moved.append(at_slot)
+            inputs.append(
+                {
+                    "radar": radar,
+                    "key": key,
+                    "etag": work.listed[key].etag,
+                    "offset_s": round(offset, 1),
+                    "aligned": how,
+                    "removed": round(work.prepared[key].removed, 4),
+                    "carried": group is carried,
+                }
+            )
+        mosaics.append(combine(moved, grid.shape, domain_levels(domain), work.source.mosaic))
+    measured, before = mosaics
+    only_carried = np.isnan(measured.dbz[0]) & ~np.isnan(before.dbz[0])
+    dbz = np.where(only_carried, before.dbz, measured.dbz)
+    fields = [RainField(one, "reflectivity", grid, slot, 0.0, removed=measured.removed & ~only_carried) for one in dbz]
     frames = [make_frame(one, domain) for one in fields]
     made, removed = join_channels([frame for frame, _ in frames]), frames[0][1]
+    made = Frame(made.pixels, np.where(only_carried & made.observed, ADVECTED, made.state).astype(np.uint8))
     coverage = float(made.observed.mean())
-    if not newest or coverage < domain.quality.min_coverage:
-        reason = (
-            f"{times.iso(slot)}: only {coverage:.1%} of the cells are observed, expected at least "
-            f"{domain.quality.min_coverage:.1%} (quality.min_coverage): no frame is made"
-        )
-        job.result.quarantined.append((times.iso(slot), reason))
-        return
     row = {
         "domain": domain.name,
         "valid_time": times.seconds(slot),
         "source_key": str(inputs[0]["key"]) if len(inputs) == 1 else "",
-        "arrived_at": max(work.listed[key].arrived_at.timestamp() for key, _ in newest.values()),
-        "offset_s": max(abs((slot - gridded.time).total_seconds()) for _, gridded in newest.values()),
+        "arrived_at": max(work.listed[key].arrived_at.timestamp() for key, _ in own.values()),
+        "offset_s": max(abs((slot - gridded.time).total_seconds()) for _, gridded in own.values()),
         "coverage": coverage,
         "echo": float((made.state == ECHO).mean()),
         "removed": removed,
         "inputs": json.dumps(inputs),
     }
     with job.catalog.write() as connection:
+        fault = frame_fault(made, domain, slot, standing_frame(connection, domain, slot - domain.cadence))
+        if fault:
+            job.result.quarantined.append((times.iso(slot), fault))
+            log.warning("no frame is made: %s", fault)
+            return
+        standing = standing_frame(connection, domain, slot)
+        reason = _why_it_stands(standing, inputs, coverage)
+        if reason:
+            used = {(one["key"], one.get("etag")) for one in _inputs(standing)}
+            too_late = {key for key, _ in own.values() if (key, work.listed[key].etag) not in used}
+            _mark_duplicates(connection, domain, too_late, f"{times.iso(slot)} {reason}")
+            job.result.duplicates += 1
+            return
         digest = job.archive.write(slot, made, FrameSource(grid, drizzle_floor(0.0), 0.0))
         job.catalog.upsert(connection, tables.frames, [row | {"sha256": digest}])
     job.result.framed += 1
+
+
+def _newest(work: _Work, slot: datetime) -> dict[str, tuple[str, GriddedVolume]]:
+    """For each radar the key and field of its newest volume that belongs to the instant; of one scan the whole file."""
+    found: dict[str, tuple[str, GriddedVolume]] = {}
+
+    def rank(key: str, gridded: GriddedVolume) -> tuple[datetime, bool, datetime]:
+        return work.listed[key].nominal_time, not gridded.defects, gridded.time
+
+    for key in sorted(key for key, time in work.slots.items() if time == slot):
+        gridded = work.gridded(key)
+        if gridded is not None and (gridded.radar not in found or rank(key, gridded) > rank(*found[gridded.radar])):
+            found[gridded.radar] = key, gridded
+    return found
+
+
+def _inputs(row: Row | None) -> list[dict[str, Any]]:
+    """The volumes of the instant itself that a frame was made from."""
+    inputs = [] if row is None else json.loads(row["inputs"] or "[]")
+    return [one for one in inputs if not one.get("carried")]
+
+
+def _why_it_stands(standing: Row | None, inputs: list[dict[str, Any]], coverage: float) -> str:
+    """Of two frames of an instant the more complete one stands: files leave the source, or come again as less."""
+    before = {one["radar"] for one in _inputs(standing)}
+    lost = sorted(before - {one["radar"] for one in inputs if not one["carried"]})
+    if lost:
+        return f"was framed with {', '.join(lost)}, of which no volume can be used any more"
+    if standing is not None and before and coverage < LESS_COMPLETE * standing["coverage"]:
+        return f"was framed with coverage {standing['coverage']:.3f}, now it would be {coverage:.3f}"
+    return ""
+
+
+def _mark_duplicates(connection: sa.Connection, domain: Domain, keys: set[str], reason: str) -> None:
+    """Volumes that came too late for the frame that stands; they are not looked at again."""
+    v = tables.volumes.c
+    late = sa.and_(v.domain == domain.name, v.key.in_(keys))
+    connection.execute(sa.update(tables.volumes).where(late).values(state="duplicate", slot=0, reason=reason))
 
 
 def _moved(work: _Work, key: str, gridded: GriddedVolume, offset: float) -> tuple[GriddedVolume, str]:
@@ -318,10 +302,17 @@ def _moved(work: _Work, key: str, gridded: GriddedVolume, offset: float) -> tupl
     return replace(gridded, dbz=dbz, height=height.astype(np.float32), removed=removed), "moved forward"
 
 
-def _after(work: _Work, ref: VolumeRef) -> set[datetime]:
-    """Instants of the radar's later volumes whose motion this one tells: they may have come before it."""
+def _after(work: _Work, ref: VolumeRef, slot: datetime) -> set[datetime]:
+    """Other instants whose frame this volume changes, if what belongs to them came before it.
+
+    The next one, to which it is carried on if the radar has no volume there, and those of the radar's later volumes
+    whose motion it tells.
+    """
     latest = ref.nominal_time + MOTION_REACH * work.job.domain.cadence
-    return {
+    following = slot + work.job.domain.cadence
+    there = {work.listed[key].radar for key, time in work.slots.items() if time == following and key in work.listed}
+    carried = {following} if there and ref.radar not in there else set()
+    return carried | {
         slot
         for key, slot in work.slots.items()
         if key in work.listed

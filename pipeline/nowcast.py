@@ -193,7 +193,9 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     newest = known.get(times.seconds(sequence.reference_time))
     inputs = json.loads(newest["inputs"] or "[]") if newest else []
     offsets = tuple(round(float(known[time]["offset_s"]), 1) for time in wanted if time in known)
-    return replace(sequence, radars=tuple(one["radar"] for one in inputs), offsets_s=offsets)
+    own = tuple(one["radar"] for one in inputs if not one.get("carried"))
+    carried = tuple(one["radar"] for one in inputs if one.get("carried"))
+    return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
 
 
 # frames (lead, channels, rows, columns) uint8, and the cells that are extrapolated inflow

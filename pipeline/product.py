@@ -292,6 +292,7 @@ def _attributes(
         "missing_times": " ".join(times.iso(t) for t in sequence.missing_times),
         "input_offsets_s": " ".join(f"{offset:g}" for offset in sequence.offsets_s),
         "radars_used": " ".join(sequence.radars),
+        "radars_carried_on": " ".join(sequence.radars_carried_on),
         "input_correlation": "" if sequence.correlation is None else f"{sequence.correlation:.6f}",
         "dry_input": int(sequence.is_dry),
         "frozen_feed": int(sequence.is_frozen),

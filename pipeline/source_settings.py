@@ -1,7 +1,7 @@
 """Where radar data come from: one table ``source`` per domain, of the kinds below."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -40,16 +40,26 @@ class RadarSite(Frozen):
     altitude_m: float = Field(ge=-500, le=9000)
 
 
+class BlockedSector(Frozen):
+    """A part of the horizon that is hidden below an elevation: degrees clockwise from north, which may pass it."""
+
+    azimuths: tuple[Annotated[float, Field(ge=0, le=360)], Annotated[float, Field(ge=0, le=360)]]
+    below_elevation: float = Field(gt=-2, le=90)
+    beyond_km: float = Field(0.0, ge=0, le=500)
+
+
 class _Gridded(Frozen):
     """How polar volumes become a field: see ``pipeline.radar.gridding`` and ``pipeline.radar.mosaic``.
 
     Attributes:
+        blocked: by radar, sectors behind obstacles; their gates are not measured, so that the next beam is taken.
         max_range_km: gates further away are not used.
         mosaic: how radars are combined.
         processes: that decode and grid at the same time.
     """
 
     max_range_km: float = Field(240.0, ge=10, le=500)
+    blocked: dict[str, tuple[BlockedSector, ...]] = {}
     mosaic: Literal["weighted", "max"] = "weighted"
     processes: int = Field(1, ge=1, le=256)
 

@@ -49,6 +49,10 @@ class Store:
         """Folder of the daily Zarr stores."""
         return self.root / "archive" / domain
 
+    def clutter(self, domain: str) -> Path:
+        """Folder of the clutter maps of a domain's radars."""
+        return self.root / "clutter" / domain
+
     def product(self, domain: str, kind: str, reference_time: datetime, revision: int) -> Path:
         """Forecast file; a pure function of its identity."""
         name = f"{domain}_{times.compact(reference_time)}_r{revision}.nc"

@@ -90,8 +90,9 @@ def drizzle_floor(smallest_rate_mm_h: float) -> float:
 def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     """Check, coarsen and quantise a field.
 
-    Reflectivity is held at ``quality.hail_cap_dbz``; cells above ``quality.max_rate_mm_h`` are removed before the block
-    mean. A block is observed if at least half its cells are; its value is the mean rain rate of those.
+    Reflectivity is held at ``quality.hail_cap_dbz``; cells above ``quality.max_dbz`` and ``quality.max_rate_mm_h`` are
+    removed before the block mean. A block is observed if at least half its cells are; its value is the mean rain rate
+    of those.
 
     Returns:
         The frame, and the share of native cells that was removed.
@@ -106,6 +107,8 @@ def make_frame(field: RainField, domain: Domain) -> tuple[Frame, float]:
     else:
         rate = rate_of_reflectivity(np.minimum(field.values, np.float32(domain.quality.hail_cap_dbz)), domain.zr)
     removed = rate > domain.quality.max_rate_mm_h
+    if field.quantity == "reflectivity" and domain.quality.max_dbz:
+        removed |= field.values > domain.quality.max_dbz
     if field.removed is not None:
         removed |= field.removed
     n = domain.grid.coarsen if isinstance(domain.grid, NativeGrid) else 1

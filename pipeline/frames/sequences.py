@@ -37,6 +37,7 @@ class InputSequence:
         source: grid, drizzle floor and averaging interval of the frames.
         damaged_times: of the frames whose object cannot be decoded; they count as missing.
         radars: that the newest frame was made from, if it was made from volumes and the catalog still knows.
+        radars_carried_on: that had no volume for the newest frame, so that the one before was moved on.
         offsets_s: per measured frame, how far what it shows was measured from its instant, seconds.
     """
 
@@ -51,6 +52,7 @@ class InputSequence:
     source: FrameSource
     damaged_times: tuple[datetime, ...] = ()
     radars: tuple[str, ...] = ()
+    radars_carried_on: tuple[str, ...] = ()
     offsets_s: tuple[float, ...] = ()
 
     @property

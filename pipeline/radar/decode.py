@@ -1,39 +1,42 @@
 """Volume files of any make become sweeps; xradar reads the formats, this module decodes what it leaves coded.
 
-The format is told by the first bytes, never by the name. What each format writes for "no echo" and for "not measured"
+What each format writes for "no echo" and for "not measured"
 differs and is mostly not decoded by xradar (see the functions below); here every format ends with NaN and NO_ECHO_DBZ.
 """
 
-import bz2
-import gzip
 import logging
+import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-import h5py
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.radar.formats import check_sizes, nexrad_ended, opened, plain_file, sniff
+from pipeline.radar.odim import checked
 from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Site, Sweep, Volume
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 512 * 2**20  # decompressed; the largest volumes in use are a tenth of it
 MAX_CELLS = 4000 * 8000  # of one sweep; a larger one is a damaged header
 HIGHEST_DBZ = 80.0  # nothing in the atmosphere is higher; codes for "not scanned" are
 _SMALLEST_SWEEP = (10, 10)  # rays and gates; smaller ones point up or are tests
 # degrees without a ray: less is jitter of the antenna, more a scan of a sector on purpose
 SMALLEST_HOLE, SECTOR = 5.0, 180.0
+# share of echo gates with which the sweep above may be without any
+LITTLE_ECHO = 0.05
+# sweeps of a scan are not further from their median time
+LONGEST_SCAN = timedelta(minutes=20)
 
 # names of the reflectivity moment, the most filtered first
-FILTERED = ("DBZH", "DBZ", "DBZHC", "corrected_reflectivity", "reflectivity", "reflectivity_horizontal", "REF", "Z")
+FILTERED = (
+    "DBZH", "DBZ", "dBZ", "DBZHC", "corrected_reflectivity", "reflectivity", "reflectivity_horizontal", "REF", "Z",
+)  # fmt: skip
 RAW = ("TH", "DBTH", "dBuZ", "total_power")
 RHOHV = ("RHOHV", "uncorrected_cross_correlation_ratio", "cross_correlation_ratio", "copol_correlation_coeff")
 
@@ -49,11 +52,13 @@ class DecodeOptions:
         site: position of the antenna where the format carries none; None takes that of the file.
         reliable_times: False where ray times are known to be wrong; sweeps then get the nominal time.
         part: (n, of): only the n-th of equal shares of the sweeps, from 0; several scans may lie in one file.
+        max_bytes: of the file when decompressed; the largest volumes in use are a tenth of the default.
     """
 
     site: Site | None = None
     reliable_times: bool = True
     part: tuple[int, int] = (0, 1)
+    max_bytes: int = 512 * 2**20
 
 
 def read_volume(
@@ -68,11 +73,17 @@ def read_volume(
         BadInput: no sweep can be used, or the file is of no known format; says what was expected and found.
     """
     name = name or path.name
-    with _plain_file(path) as plain:
+    with plain_file(path, options.max_bytes) as plain:
         kind = sniff(plain, name)
         try:
-            with _opened(plain, kind) as tree:
-                return _volume(tree, kind, name, radar, nominal_time, options)
+            check_sizes(plain, kind, name, options.max_bytes)
+            has_site = options.site is not None
+            with (
+                checked(plain, name, has_site) if kind == "odim" else nullcontext(plain) as sound,
+                opened(sound, kind) as tree,
+            ):
+                whole = kind == "nexrad" and nexrad_ended(plain)
+                return _volume(tree, kind, name, radar, nominal_time, options, whole)
         except BadInput:
             raise
         except (
@@ -84,6 +95,9 @@ def read_volume(
             TypeError,
             RuntimeError,
             AssertionError,
+            AttributeError,
+            ArithmeticError,
+            struct.error,
             zlib.error,
             ExpatError,
         ) as err:
@@ -91,129 +105,9 @@ def read_volume(
             raise BadInput(f"{name}: cannot be read as {kind}: {type(err).__name__}: {first}") from err
 
 
-def header_time(path: Path) -> datetime:
-    """Nominal time in the header of an ODIM file, for feeds whose names carry none.
-
-    Raises:
-        BadInput: the file is not ODIM or has no such time.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            date, clock = (_text(file["what"].attrs[key]) for key in ("date", "time"))
-            return datetime.strptime(date + clock, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
-    except (OSError, KeyError, ValueError) as err:
-        raise BadInput(f"{path.name}: no time in the name, and none in an ODIM header: {err}") from err
-
-
-def sniff(path: Path, name: str) -> str:
-    """Format of an uncompressed file: nexrad, odim, gamic, cfradial1, cfradial2, iris or rainbow.
-
-    Raises:
-        BadInput: none of these; says what the file begins with.
-    """
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start:
-        raise BadInput(f"{name}: the file is empty")
-    if start.startswith((b"AR2V", b"ARCHIVE2")):
-        return "nexrad"
-    if start.startswith(b"\x89HDF"):
-        return _sniff_hdf5(path, name)
-    if start.startswith((b"CDF\x01", b"CDF\x02")):
-        return "cfradial1"
-    if start.startswith(b"<volume"):
-        return "rainbow"
-    if start.startswith(b"\x1b\x00"):
-        return "iris"
-    raise BadInput(f"{name}: expected a radar volume of a known format, found a file that begins with {start!r}")
-
-
-def _sniff_hdf5(path: Path, name: str) -> str:
-    try:
-        with h5py.File(path, "r") as file:
-            if "what" in file and "object" in file["what"].attrs:
-                kind = _text(file["what"].attrs["object"])
-                if kind not in {"PVOL", "SCAN"}:
-                    raise BadInput(f"{name}: expected a polar volume (PVOL, SCAN), found the ODIM object {kind!r}")
-                return "odim"
-            if "scan0" in file:
-                return "gamic"
-            if "sweep_group_name" in file:
-                return "cfradial2"
-            if "sweep_start_ray_index" in file:
-                return "cfradial1"
-            found = ", ".join(list(file)[:12]) or "nothing"
-    except OSError as err:
-        raise BadInput(f"{name}: a damaged HDF5 file: {(str(err).splitlines() or [''])[0]}") from err
-    raise BadInput(f"{name}: expected ODIM_H5, GAMIC or CfRadial, found HDF5 with {found}")
-
-
-def _text(value: Any) -> str:
-    """An HDF5 string attribute, scalar or of length 1."""
-    value = value.item() if hasattr(value, "item") else value
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-
-
-@contextmanager
-def _plain_file(path: Path) -> Iterator[Path]:
-    """The file itself, or its decompressed copy (xradar opens every format by path, but none compressed)."""
-    with path.open("rb") as file:
-        magic = file.read(3)
-    opener: Callable[[Path], Any] | None = None
-    if magic[:2] == b"\x1f\x8b":
-        opener = gzip.open
-    elif magic == b"BZh":
-        opener = bz2.open
-    if opener is None:
-        yield path
-        return
-    with TemporaryDirectory(prefix="volume-") as folder:
-        plain = Path(folder) / "volume"
-        size = 0
-        try:
-            with opener(path) as source, plain.open("wb") as target:
-                while block := source.read(2**20):
-                    size += len(block)
-                    if size > MAX_BYTES:
-                        raise BadInput(f"{path.name}: more than {MAX_BYTES} bytes when decompressed")
-                    target.write(block)
-        except (OSError, EOFError, zlib.error) as err:
-            if getattr(err, "errno", None):
-                raise  # a full disk or a read error is not the file's fault
-            raise BadInput(f"{path.name}: damaged compression: {err}") from err
-        yield plain
-
-
-@contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Any]:
-    import warnings
-
-    import xradar as xd
-
-    openers: dict[str, Callable[[str], Any]] = {
-        "nexrad": xd.io.open_nexradlevel2_datatree,
-        "odim": xd.io.open_odim_datatree,
-        "gamic": xd.io.open_gamic_datatree,
-        "cfradial1": lambda p: xd.io.open_cfradial1_datatree(p, engine=_netcdf_engine(path)),
-        "cfradial2": lambda p: xd.io.open_cfradial2_datatree(p, engine="h5netcdf"),
-        "iris": xd.io.open_iris_datatree,
-        "rainbow": xd.io.open_rainbow_datatree,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about attributes that we do not use
-        tree = openers[kind](str(path))
-        try:
-            yield tree
-        finally:
-            tree.close()
-
-
-def _netcdf_engine(path: Path) -> str:
-    with path.open("rb") as file:
-        return "h5netcdf" if file.read(4) == b"\x89HDF" else "scipy"
-
-
-def _volume(tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions) -> Volume:
+def _volume(
+    tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions, whole: bool
+) -> Volume:
     root = tree.root.to_dataset()
     sweeps, defects, without = [], [], []
     keys = sorted((k for k in tree.children if k.startswith("sweep_")), key=lambda k: int(k.rpartition("_")[2]))
@@ -231,12 +125,46 @@ def _volume(tree: Any, kind: str, name: str, radar: str, nominal: datetime, opti
     if not sweeps:
         why = "; ".join(defects + without) or "it holds no sweep"
         raise BadInput(f"{name}: no sweep with reflectivity can be used: {why[:500]}")
-    defects += _announced(root, len(keys)) + _holes(sweeps)
+    sweeps, clocks = _of_one_scan(sweeps)
+    defects += clocks + ([] if whole else _announced(root, len(keys))) + _holes(sweeps)
     return Volume(radar, _site(root, name, options), tuple(sweeps), tuple(defects))
 
 
+def _of_one_scan(sweeps: list[Sweep]) -> tuple[list[Sweep], list[str]]:
+    """Sweeps whose clock agrees with that of the others, and what is wrong with those left out."""
+    middle = sorted(sweep.time for sweep in sweeps)[len(sweeps) // 2]
+    good = [sweep for sweep in sweeps if abs(sweep.time - middle) <= LONGEST_SCAN]
+    said = f"of {middle:%Y-%m-%dT%H:%M:%SZ}"
+    wrong = [
+        f"the sweep at {s.elevation:.1f} degrees is of {s.time:%Y-%m-%dT%H:%M:%SZ}, the others {said}"
+        for s in sweeps
+        if abs(s.time - middle) > LONGEST_SCAN
+    ]
+    return good, wrong
+
+
+def without_silent_sweeps(volume: Volume) -> Volume:
+    """The volume with sweeps of nothing but one ambiguous code taken for what they are.
+
+    Above a sweep with little echo they are dry. Above one with much, or below any echo, the radar was silent and they
+    measured nothing; Montancy's file of 10:30 has four such sweeps right above one that is half full of rain.
+    """
+    silent, below = [], 1.0
+    top = max((s.elevation for s in volume.sweeps if not s.blank), default=-90.0)
+    for sweep in sorted(volume.sweeps, key=lambda s: s.elevation):
+        if not sweep.blank:
+            below = float((sweep.dbz > NO_ECHO_DBZ).mean())
+        elif sweep.elevation < top or below > LITTLE_ECHO:
+            silent.append(sweep)
+    if not silent or len(silent) == len(volume.sweeps):
+        return volume
+    defects = tuple(f"the sweep at {s.elevation:.1f} degrees measured nothing" for s in silent)
+    kept = tuple(s for s in volume.sweeps if not any(s is one for one in silent))
+    return replace(volume, sweeps=kept, defects=volume.defects + defects)
+
+
 def _announced(root: Any, found: int) -> list[str]:
-    """NEXRAD announces its cuts. Fewer are the work of AVSET (high cuts without echo) or of a file that was cut off."""
+    """NEXRAD announces its cuts. Fewer in a volume that does not end are lost; AVSET leaves cuts out and ends it."""
     announced = int(root.attrs.get("number_elevation_cuts") or 0)
     return [f"{found} of {announced} sweeps"] if found < announced else []
 
@@ -244,10 +172,12 @@ def _announced(root: Any, found: int) -> list[str]:
 def _holes(sweeps: list[Sweep]) -> list[str]:
     """Gaps between neighbouring rays of a full turn; a missing chunk leaves one without any error."""
     found = []
-    for n, sweep in enumerate(sweeps):
-        gaps = np.diff(np.append(sweep.azimuth, sweep.azimuth[0] + 360))
+    steps = [np.diff(np.append(sweep.azimuth, sweep.azimuth[0] + 360)) for sweep in sweeps]
+    # only where every sweep leaves out so much is that the scan
+    sector = min(float(gaps.max()) for gaps in steps) >= SECTOR
+    for n, (sweep, gaps) in enumerate(zip(sweeps, steps, strict=True)):
         gap = float(gaps.max())
-        if max(SMALLEST_HOLE, 3 * float(np.median(gaps))) < gap < SECTOR:
+        if gap > max(SMALLEST_HOLE, 3 * float(np.median(gaps))) and not sector:
             found.append(f"sweep {n} ({sweep.elevation:.1f} degrees) has a hole of {gap:.0f} degrees")
     return found
 
@@ -256,7 +186,7 @@ def _site(root: Any, name: str, options: DecodeOptions) -> Site:
     if options.site is not None:
         return options.site
     values = [float(np.ravel(root[key].values)[0]) for key in ("longitude", "latitude", "altitude")]
-    if not np.isfinite(values).all() or (values[0] == 0 and values[1] == 0) or abs(values[1]) > 90:
+    if not np.isfinite(values).all() or not _is_place(*values):
         raise BadInput(
             f"{name}: the file has no position of the radar (found {values[0]:g}, {values[1]:g}); "
             "give it in the source's sites"
@@ -264,26 +194,41 @@ def _site(root: Any, name: str, options: DecodeOptions) -> Site:
     return Site(*values)
 
 
+def _is_place(longitude: float, latitude: float, altitude: float) -> bool:
+    somewhere = not (longitude == 0 and latitude == 0)
+    return somewhere and abs(longitude) <= 360 and abs(latitude) <= 90 and -500 <= altitude <= 9000
+
+
 def _sweep(data: Any, kind: str, nominal: datetime, options: DecodeOptions) -> Sweep | str:
-    """One sweep, or why it is of no use."""
+    """One sweep, or why it is no map of reflectivity.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     mode = str(np.ravel(data["sweep_mode"].values)[0]) if "sweep_mode" in data else "azimuth_surveillance"
     elevation = float(np.nanmedian(data["elevation"].values))
+    if not np.isfinite(elevation):
+        raise ValueError("its elevation is nan degrees")
     if "rhi" in mode or "vertical" in mode or "sunscan" in mode or not -2 <= elevation <= 60:
         return f"{mode} at {elevation:.1f} degrees"
     moment = next((m for m in FILTERED + RAW if m in data), None) or _by_standard_name(data)
     if moment is None:
-        return "no reflectivity moment among " + ", ".join(map(str, list(data.data_vars)[:10]))
+        moments = [str(name) for name, found in data.data_vars.items() if found.ndim == 2]
+        return "no reflectivity moment among " + ", ".join(moments[:10])
     field = data[moment]
     if field.dims != ("azimuth", "range"):
         return f"{moment} has dimensions {field.dims}"
-    if min(field.shape) < min(_SMALLEST_SWEEP) or field.shape[0] * field.shape[1] > MAX_CELLS:
-        return f"{field.shape[0]} rays of {field.shape[1]} gates"
+    size = f"{field.shape[0]} rays of {field.shape[1]} gates"
+    if field.shape[0] * field.shape[1] > MAX_CELLS:
+        raise ValueError(f"{size}, more than {MAX_CELLS} in all")
+    if field.shape[0] < _SMALLEST_SWEEP[0] or field.shape[1] < _SMALLEST_SWEEP[1]:
+        return size
     azimuth = np.asarray(data["azimuth"].values, np.float32) % 360
     ranges = np.asarray(data["range"].values, np.float64)
     gate = float(np.median(np.diff(ranges)))
     if not (gate > 0 and np.allclose(np.diff(ranges), gate, rtol=0.01)) or not np.isfinite(azimuth).all():
-        return f"gates or rays are not regular (spacing {gate:g} m)"
-    dbz = _decoded(field, kind)
+        raise ValueError(f"gates or rays are not regular (spacing {gate:g} m)")
+    dbz, blank = _decoded(field, kind)
     order = np.argsort(azimuth, kind="stable")
     rho_name = next((m for m in RHOHV if m in data), None)
     rhohv = None
@@ -303,6 +248,7 @@ def _sweep(data: Any, kind: str, nominal: datetime, options: DecodeOptions) -> S
         filtered=moment not in RAW,
         surveillance=data.attrs.get("waveform_type") == "contiguous_surveillance",
         time=_mean_time(data) if options.reliable_times else nominal,
+        blank=blank,
     )
 
 
@@ -316,41 +262,46 @@ def _by_standard_name(data: Any) -> str | None:
     return next((str(n) for n, v in data.data_vars.items() if v.attrs.get("standard_name") in wanted), None)
 
 
-def _decoded(field: Any, kind: str) -> Floats:
+def _decoded(field: Any, kind: str) -> tuple[Floats, bool]:
     """DBZ with NaN where not measured and NO_ECHO_DBZ where no echo.
 
     - nexrad: code 0 is below the noise (no echo), code 1 is range-folded (not measured).
     - odim: ``undetect`` is no echo, ``nodata`` (NaN) not measured; where both have one code the file cannot tell them
       apart, and inside its range "nothing" is read as no echo.
-    - iris, rainbow: code 0 (-32 dBZ, also written as -327.68) is no echo.
+    - iris: code 0 (-32 dBZ, also written as -327.68) is no echo; rainbow: code 0, the bottom of its scale.
     - gamic, cfradial: one fill value for both, read as no echo; so is the bottom of a packed scale.
 
-    Where one code means both, a sweep of nothing else is taken for silent: nothing was measured.
+    Returns:
+        The values, and whether one code means both and the sweep has nothing else: dry, or the radar is silent.
     """
     values = np.asarray(field.values, np.float32)
     missing = np.isnan(values)
     no_echo = values <= NO_ECHO_DBZ
+    one_code = kind in {"iris", "rainbow"}
     if kind == "nexrad":
         code = np.rint((values - field.encoding["add_offset"]) / field.encoding["scale_factor"])
         no_echo, missing = code == 0, missing | (code == 1)
-    elif kind == "odim":
+    elif kind == "odim" or (kind.startswith("cfradial") and "_Undetect" in field.attrs):
         undetect, nodata = field.attrs.get("_Undetect"), field.encoding.get("_FillValue")
         if undetect is not None:
             scale, offset = field.encoding.get("scale_factor", 1.0), field.encoding.get("add_offset", 0.0)
             no_echo |= np.isclose(values, undetect * scale + offset, atol=abs(scale) / 4)
         if undetect is not None and nodata is not None and undetect == nodata:
-            no_echo, missing = no_echo | missing, np.zeros_like(missing)
+            no_echo, missing, one_code = no_echo | missing, np.zeros_like(missing), True
     elif kind in {"gamic", "cfradial1", "cfradial2"}:
         offset = float(field.encoding.get("add_offset") or NO_ECHO_DBZ)
         # only where no code lies below it; a signed packing has its offset in the middle
         bottom = offset if not (values < offset - 1e-3).any() else NO_ECHO_DBZ
         no_echo, missing = no_echo | missing | (values <= min(bottom, 0.0)), np.zeros_like(missing)
+        one_code = True
+    elif kind == "rainbow":
+        step = field.encoding.get("scale_factor", 0.0)
+        no_echo |= values <= field.encoding.get("add_offset", NO_ECHO_DBZ) + step / 2
     missing |= values > HIGHEST_DBZ
     out = np.maximum(values, np.float32(NO_ECHO_DBZ))
     out[no_echo] = NO_ECHO_DBZ
     out[missing] = np.nan
-    silent = not (out > NO_ECHO_DBZ).any() and bool(np.isnan(values).all())
-    return np.full_like(out, np.nan) if silent else out
+    return out, one_code and not (out > NO_ECHO_DBZ).any()
 
 
 def _rhohv(field: Any, kind: str) -> Floats:

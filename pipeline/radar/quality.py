@@ -1,19 +1,23 @@
 """Removal of what is not rain from a sweep. A removed gate is not measured: gridding takes the next valid beam.
 
-The steps are those that need no terrain and no history: co-polar correlation or the variation from pulse to pulse where
-the radar gives it, the texture and shape test of Gabella and Notarpietro (2002) near the ground where it gives neither,
-and single gates.
+Blocked sectors that the settings name, and frequent echo of a clutter map, if there is one; co-polar correlation or
+the variation from pulse to pulse where the radar gives it, the texture and shape test of Gabella and Notarpietro (2002)
+near the ground where it gives neither, and single gates.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.domain import Quality
+from pipeline.radar.clutter import ClutterMap
 from pipeline.radar.gridding import EFFECTIVE_EARTH_M
 from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Sweep, Volume
+from pipeline.source_settings import BlockedSector
 
 Mask = NDArray[np.bool_]
 
@@ -25,8 +29,14 @@ ABOVE_NOISE_DB = 10.0
 CLUTTER_HEIGHT_M = 1500.0
 
 
-def clean(volume: Volume, quality: Quality) -> tuple[Volume, dict[str, float]]:
+def clean(
+    volume: Volume, quality: Quality, blocked: Sequence[BlockedSector] = (), clutter: ClutterMap | None = None
+) -> tuple[Volume, dict[str, float]]:
     """Apply the steps that ``quality`` switches on.
+
+    Args:
+        blocked: sectors of this radar.
+        clutter: its map, if one was made.
 
     Returns:
         The cleaned volume, and per step the share of all echo gates that it removed.
@@ -34,8 +44,12 @@ def clean(volume: Volume, quality: Quality) -> tuple[Volume, dict[str, float]]:
     removed: dict[str, float] = {}
     echoes = max(1, sum(int((s.dbz > NO_ECHO_DBZ).sum()) for s in volume.sweeps))
     sweeps = []
-    for sweep in volume.sweeps:
-        for name, step in _STEPS.items():
+    steps: dict[str, Callable[[Sweep, Quality], Mask | None]] = {
+        "clutter map": partial(frequent_echo, clutter=clutter),
+        **_STEPS,
+    }
+    for sweep in (without_blocked(sweep, blocked) for sweep in volume.sweeps):
+        for name, step in steps.items():
             bad = step(sweep, quality)
             if bad is None or not bad.any():
                 continue
@@ -44,6 +58,26 @@ def clean(volume: Volume, quality: Quality) -> tuple[Volume, dict[str, float]]:
             sweep = replace(sweep, dbz=dbz, removed=bad if sweep.removed is None else sweep.removed | bad)
         sweeps.append(sweep)
     return replace(volume, sweeps=tuple(sweeps)), removed
+
+
+def without_blocked(sweep: Sweep, blocked: Sequence[BlockedSector]) -> Sweep:
+    """Gates behind an obstacle are not measured: too little comes back from there, or nothing."""
+    hidden = np.zeros(sweep.dbz.shape, bool)
+    ranges = sweep.range_m + sweep.gate_m * np.arange(sweep.dbz.shape[1])
+    for sector in blocked:
+        if sweep.elevation < sector.below_elevation:
+            first, last = sector.azimuths
+            rays = (sweep.azimuth - first) % 360 <= (last - first) % 360
+            hidden |= rays[:, None] & (ranges >= 1e3 * sector.beyond_km)[None]
+    return replace(sweep, dbz=np.where(hidden, np.float32(np.nan), sweep.dbz)) if hidden.any() else sweep
+
+
+def frequent_echo(sweep: Sweep, quality: Quality, clutter: ClutterMap | None) -> Mask | None:
+    """Echo where dry volumes had it too, at least as often as ``quality.clutter_frequency``."""
+    frequency = clutter.frequency(sweep) if clutter is not None and quality.clutter_frequency else None
+    if frequency is None:
+        return None
+    return np.asarray((sweep.dbz > NO_ECHO_DBZ) & (frequency >= quality.clutter_frequency))
 
 
 def low_correlation(sweep: Sweep, quality: Quality) -> Mask | None:

@@ -36,6 +36,7 @@ class Sweep:
         filtered: the moment is Doppler-filtered (DBZH), not raw (TH).
         surveillance: a NEXRAD cut made for reflectivity (long range, no range folding).
         time: mean time of the rays, UTC.
+        blank: there is nothing but a code that means no echo and not measured alike.
         removed: (rays, gates) taken out by quality control (NaN in ``dbz``); None if nothing was.
     """
 
@@ -49,6 +50,7 @@ class Sweep:
     filtered: bool
     surveillance: bool
     time: datetime
+    blank: bool = False
     removed: NDArray[np.bool_] | None = None
 
     @property
@@ -71,3 +73,8 @@ class Volume:
     site: Site
     sweeps: tuple[Sweep, ...]
     defects: tuple[str, ...] = ()
+
+    @property
+    def is_silent(self) -> bool:
+        """No gate of any sweep tells that the radar was at work."""
+        return all(sweep.blank or bool(np.isnan(sweep.dbz).all()) for sweep in self.sweeps)

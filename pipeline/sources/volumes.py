@@ -1,21 +1,29 @@
 """A folder of polar volumes: which files make up a volume, and when and by which radar it was measured."""
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import times
 from pipeline.errors import BadInput, StoreUnavailable
-from pipeline.radar import decode
+from pipeline.radar.decode import DecodeOptions, read_volume
+from pipeline.radar.formats import header_time
 from pipeline.radar.volume import Site, Volume
 from pipeline.source_settings import VolumesSource
 from pipeline.sources.contract import VolumeRef
+
+log = logging.getLogger(__name__)
+
+# of a radar, as the catalog keeps it
+LONGEST_NAME = 40
 
 # chunk, name, what the file system says
 _File = tuple[str, str, os.stat_result]
@@ -39,18 +47,23 @@ class VolumeFolder:
                     match = self.pattern.fullmatch(entry.name)
                     if match is None or not entry.is_file():
                         continue
-                    time = self._time(match, entry.path)
-                    if time is None:
-                        continue
                     found = match.groupdict()
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:
+                        continue  # moved away since the folder was listed
+                    try:
+                        time = self._time(found.get("time"), entry, stat)
+                        if len(found.get("radar") or "") > LONGEST_NAME:
+                            raise BadInput(f"{entry.name}: the name of its radar is longer than {LONGEST_NAME}")
+                    except BadInput as err:
+                        log.warning("left alone: %s", err)
+                        continue
                     if self.config.join == "cycle":
                         time = times.EPOCH + (time - times.EPOCH) // self._cycle * self._cycle
                     name = found.get("radar") or "radar"
                     alone = "" if self.config.join != "none" else entry.name
-                    try:
-                        groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, entry.stat()))
-                    except FileNotFoundError:
-                        continue  # moved away since the folder was listed
+                    groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, stat))
         except OSError as err:
             raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
         refs = [ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)]
@@ -60,20 +73,23 @@ class VolumeFolder:
     def _cycle(self) -> timedelta:
         return timedelta(minutes=self.config.cycle_minutes)
 
-    def _time(self, match: re.Match[str], path: str) -> datetime | None:
-        text = match.groupdict().get("time")
+    def _time(self, text: str | None, entry: "os.DirEntry[str]", stat: os.stat_result) -> datetime:
+        """From the name, else from the header, else that of the file's arrival.
+
+        Raises:
+            BadInput: the name has another form.
+        """
         if text is None:
-            try:
-                return decode.header_time(Path(path))
-            except BadInput:
-                return None
+            found = _header_time(entry.path, stat.st_size, stat.st_mtime_ns)
+            # without one it is refused when it is read, so that it does not pass unnoticed
+            return datetime.fromtimestamp(stat.st_mtime, UTC) if isinstance(found, str) else found
         try:
             return datetime.strptime(text, self.config.time_format).replace(tzinfo=UTC)
-        except ValueError:
-            return None
+        except ValueError as err:
+            raise BadInput(f"{entry.name}: its time {text!r} is not of the form {self.config.time_format}") from err
 
     def _refs(self, radar: str, time: datetime, files: Sequence[_File]) -> Sequence[VolumeRef]:
-        files = sorted(files, key=lambda f: (f[0], f[1]))
+        files = sorted(files, key=lambda f: (_in_order(f[0]), f[1]))
         members = tuple(name for _, name, _ in files)
         stamp = " ".join(f"{name}-{stat.st_size}-{stat.st_mtime_ns}" for _, name, stat in files)
         etag = hashlib.sha256(stamp.encode()).hexdigest()[:16]
@@ -103,10 +119,11 @@ class VolumeFolder:
         if ref.size > self.max_bytes:
             raise BadInput(f"{ref.key}: {ref.size} bytes, more than the {self.max_bytes} allowed (max_file_mb)")
         site = self.config.sites.get(ref.radar)
-        options = decode.DecodeOptions(
+        options = DecodeOptions(
             site=None if site is None else Site(site.longitude, site.latitude, site.altitude_m),
             reliable_times=self.config.reliable_times,
             part=(ref.part, self.config.scans_per_file),
+            max_bytes=self.max_bytes,
         )
         paths = self.files(ref)
         if self.config.join == "chunks":
@@ -116,19 +133,39 @@ class VolumeFolder:
                     with path.open("rb") as source:
                         shutil.copyfileobj(source, target)
             try:
-                return decode.read_volume(joined, ref.radar, ref.nominal_time, options, ref.key)
+                return read_volume(joined, ref.radar, ref.nominal_time, options, ref.key)
             finally:
                 joined.unlink()
         if len(paths) == 1:
-            return decode.read_volume(paths[0], ref.radar, ref.nominal_time, options)
+            return read_volume(paths[0], ref.radar, ref.nominal_time, options)
         return _joined([_read_or_why(path, ref, options) for path in paths], ref)
 
 
-def _read_or_why(path: Path, ref: VolumeRef, options: decode.DecodeOptions) -> Volume | str:
+@lru_cache(maxsize=10000)
+def _header_time(path: str, size: int, changed_ns: int) -> datetime | str:
+    """The time in a file's header, read once as long as the file is the same; or why there is none."""
     try:
-        return decode.read_volume(path, ref.radar, ref.nominal_time, options)
+        return header_time(Path(path))
     except BadInput as err:
         return str(err)
+
+
+def _in_order(chunk: str) -> tuple[int, str]:
+    """Numbers by their value (9 comes before 10), then text."""
+    return (int(chunk), "") if chunk.isdecimal() else (0, chunk)
+
+
+def _read_or_why(path: Path, ref: VolumeRef, options: DecodeOptions) -> Volume | str:
+    try:
+        return read_volume(path, ref.radar, ref.nominal_time, options)
+    except BadInput as err:
+        return str(err)
+    except (OSError, MemoryError):
+        raise
+    except Exception as err:
+        # one sweep that a decoder has no words for must not cost the others
+        log.exception("decoding %s failed", path.name)
+        return f"{path.name}: cannot be decoded: {type(err).__name__}: {err}"
 
 
 def _joined(parts: list[Volume | str], ref: VolumeRef) -> Volume:

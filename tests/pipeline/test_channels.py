@@ -16,8 +16,8 @@ from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
 from pipeline.frames.sequences import read_sequence
 from pipeline.ingest import ingest
-from pipeline.ingest_volumes import domain_grid
 from pipeline.packing import read_packed
+from pipeline.prepare import domain_grid
 from pipeline.product import read_forecast
 from pipeline.rebuild import rebuild
 from pipeline.storage import Store

@@ -211,7 +211,7 @@ def test_a_file_on_another_grid_is_quarantined_and_the_rest_goes_on(tmp_path, st
         put(tmp_path / "in", T0 + n * timedelta(minutes=10))
     moved = centred_grid(CRS, (64, 64), 2000.0, (6.0, 51.0))
     time = T0 + timedelta(minutes=10)
-    rate = np.ones((64, 64), np.float32)
+    rate = np.maximum(np.random.default_rng(0).normal(0, 5, (64, 64)), 0).astype(np.float32)
     write_composite(tmp_path / "in" / f"comp_{times.compact(time)}.h5", rate, moved, time)
     result = take_in(domain, store, catalog)
     assert result.framed == 2

@@ -1,0 +1,133 @@
+"""One volume: decoded, cleaned and gridded; or the reason why it gives nothing."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipeline import times
+from pipeline.domain import Domain, ProjectedGrid
+from pipeline.errors import BadInput, WorkerLost
+from pipeline.grids import Grid, centred_grid
+from pipeline.ingest import FUTURE_TOLERANCE
+from pipeline.radar.clutter import read_map
+from pipeline.radar.decode import without_silent_sweeps
+from pipeline.radar.gridding import GriddedVolume, Level, grid_volume, level_of
+from pipeline.radar.quality import clean
+from pipeline.source_settings import PolarSource
+from pipeline.sources import open_polar_source
+from pipeline.sources.contract import VolumeRef
+
+log = logging.getLogger(__name__)
+
+# a volume whose sweeps are this far from its name has a wrong clock, or a wrong name
+CLOCK_TOLERANCE = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume after decoding, cleaning and gridding; or why there is nothing.
+
+    Attributes:
+        field: None if the volume gives nothing; ``reason`` then says why.
+        removed: share of the echo that quality control took out.
+        state: framed, partial or quarantined; or one of ``catalog.RETRIED``.
+    """
+
+    ref: VolumeRef
+    state: str
+    reason: str = ""
+    field: GriddedVolume | None = None
+    removed: float = 0.0
+
+
+def prepare_all(domain: Domain, refs: list[VolumeRef], now: datetime, maps: Path) -> Iterator[Prepared]:
+    """In order; in processes where the source says so, since neither HDF5 nor decoding gains from threads.
+
+    Raises:
+        WorkerLost: a process was killed.
+    """
+    source = domain.source
+    assert isinstance(source, PolarSource)
+    if source.processes == 1 or len(refs) < 2:
+        for ref in refs:
+            yield prepare(domain, ref, now, maps)
+        return
+    processes = min(source.processes, len(refs))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        coming: deque[Future[Prepared]] = deque()
+        try:
+            for ref in refs:
+                coming.append(pool.submit(prepare, domain, ref, now, maps))
+                # no more ahead than keeps the processes busy: a finished volume takes tens of megabytes
+                if len(coming) > 2 * processes:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        except BrokenProcessPool as err:
+            raise WorkerLost(f"a process that decodes volumes of {domain.name} was killed") from err
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepared:
+    """Decode, clean and grid one volume; whatever is wrong with it becomes a state with a reason.
+
+    Args:
+        maps: folder of the clutter maps of the domain's radars.
+    """
+    source = domain.source
+    assert isinstance(source, PolarSource)
+    try:
+        if ref.nominal_time > now + FUTURE_TOLERANCE:
+            dated = f"dated {times.iso(ref.nominal_time)}, which is after now ({times.iso(now)})"
+            return Prepared(ref, "future", f"{ref.key}: {dated}")
+        with TemporaryDirectory(prefix="volume-") as folder:
+            volume = open_polar_source(domain).read(ref, Path(folder))
+        if volume.is_silent:
+            raise BadInput(f"{ref.key}: no gate of {len(volume.sweeps)} sweeps was measured; silent, which is not dry")
+        volume = without_silent_sweeps(volume)
+        volume, removed = clean(volume, domain.quality, source.blocked.get(ref.radar, ()), read_map(maps, ref.radar))
+        grid = domain_grid(domain)
+        gridded = grid_volume(volume, grid, domain_levels(domain), source.max_range_km * 1e3)
+        if gridded is None:
+            raise BadInput(f"{ref.key}: the radar at {volume.site} does not reach the grid of {domain.name}")
+        if abs(gridded.time - ref.nominal_time) > CLOCK_TOLERANCE or gridded.time > now + FUTURE_TOLERANCE:
+            reason = f"{ref.key}: the name says {times.iso(ref.nominal_time)}, the rays {times.iso(gridded.time)}"
+            if abs(gridded.time - ref.nominal_time) <= CLOCK_TOLERANCE:
+                return Prepared(ref, "future", f"{reason}, which is after now ({times.iso(now)})")
+            raise BadInput(reason)
+        if np.isnan(gridded.dbz).all():
+            raise BadInput(f"{ref.key}: nothing was measured on the grid of {domain.name}, which is not dry")
+    except BadInput as err:
+        return Prepared(ref, "quarantined", str(err))
+    except OSError as err:
+        return Prepared(ref, "unreadable", f"{ref.key}: cannot be read: {err.strerror or err}")
+    except MemoryError:
+        raise
+    except Exception as err:
+        # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
+        log.exception("decoding %s failed", ref.key)
+        return Prepared(ref, "quarantined", f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
+    defects = "; ".join(gridded.defects)
+    return Prepared(ref, "partial" if defects else "framed", defects, gridded, sum(removed.values()))
+
+
+def domain_grid(domain: Domain) -> Grid:
+    """The grid of a domain that has one of its own."""
+    assert isinstance(domain.grid, ProjectedGrid)
+    return centred_grid(domain.grid.crs, domain.grid.shape, domain.grid.spacing_m, domain.grid.centre)
+
+
+def domain_levels(domain: Domain) -> tuple[Level, ...]:
+    """What the channels of the domain's frames show."""
+    return tuple(level_of(product) for product in domain.products)
