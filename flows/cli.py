@@ -102,6 +102,26 @@ def ingest(
 
 
 @app.command()
+def clutter(
+    domain: DomainName,
+    start: From = None,
+    end: To = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Learn where each radar sees the ground, from its dry volumes; later ingests remove echo there."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        from pipeline import operations
+
+        with console.progress_bars(as_json) as progress:
+            learned = operations.learn_clutter(settings, domain, start, end, now(), progress)
+        console.print_clutter(learned, as_json)
+
+
+@app.command()
 def run(
     domain: DomainName,
     reference_time: Annotated[

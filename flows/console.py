@@ -147,6 +147,20 @@ def report_lines(report: Any) -> list[str]:
     return lines
 
 
+def print_clutter(learned: Any, as_json: bool) -> None:
+    """What was learnt of each radar."""
+    if as_json:
+        print_json(learned)
+        return
+    shown = table("radar", "volumes", "dry", "clutter", "map")
+    for one in learned:
+        few = "too few dry volumes for a map"
+        shown.add_row(one.radar, str(one.volumes), str(one.dry), f"{one.clutter:.2%}", escape(one.path) or few)
+    out.print(shown)
+    if not learned:
+        err.print("the source holds no volume of this period")
+
+
 def print_page(page: Any, as_json: bool) -> None:
     """Where page and scores lie, and the CSI of every method side by side."""
     if as_json:

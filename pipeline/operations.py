@@ -3,6 +3,7 @@
 Each takes ``step``, a wrapper around its steps; bare it is the identity, in a flow it makes a Prefect task of each.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
+from pipeline.learn_clutter import Learned
+from pipeline.learn_clutter import learn_clutter as learn_from_volumes
 from pipeline.settings import Settings
 from pipeline.storage import Store
 from pipeline.verification.verify import VerifyResult
@@ -70,13 +73,32 @@ def ingest(
 ) -> Report:
     """Take in what the source holds; without times all of it (of a synthetic source, the last day)."""
     domain = settings.domain(domain_name)
-    endless = domain.source.kind in {"synthetic", "synthetic_radars"}
+    endless = _is_endless(domain)
     # a file dated in the future is not taken in, but it is said that it is there
     start = start or (now - timedelta(days=1) if endless else times.EPOCH)
     end = end or (now if endless else now + timedelta(days=36500))
     report = Report(domain_name)
     _timed(report, "ingest", step(_ingest), settings, domain, start, end, now, progress, report)
     return report
+
+
+def learn_clutter(
+    settings: Settings,
+    domain_name: str,
+    start: datetime | None,
+    end: datetime | None,
+    now: datetime,
+    progress: Progress = no_progress,
+) -> list[Learned]:
+    """Clutter maps of a domain's radars, from the dry volumes of a period; without times from all that there are."""
+    domain = settings.domain(domain_name)
+    start = start or (now - timedelta(days=1) if _is_endless(domain) else times.EPOCH)
+    return learn_from_volumes(domain, Store(settings.root), start, end or now, functools.partial(progress, "clutter"))
+
+
+def _is_endless(domain: Domain) -> bool:
+    """Whether the source makes data for every time there is."""
+    return domain.source.kind in {"synthetic", "synthetic_radars"}
 
 
 def run(

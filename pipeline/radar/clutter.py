@@ -7,6 +7,7 @@ control removes it, in rain too, and the next beam is taken.
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreUnavailable
 from pipeline.radar.volume import Floats, Sweep, Volume
 
-# a cell of the map: half a degree of elevation at most, one degree, one kilometre
-SAME_ELEVATION, AZIMUTHS, RANGE_STEP_M, REACH_M = 0.25, 360, 1000.0, 150e3
+# cells of the map: elevations that are the same, degrees, and metres of range as far as ground echo is common
+SAME_ELEVATION, AZIMUTHS, RANGE_STEP_M, REACH_M = 0.1, 360, 1000.0, 150e3
 # weaker echo is not worth removing
 CLUTTER_DBZ = 5.0
 # a volume with echo over more of its gates beyond this distance is of rain
@@ -55,6 +56,11 @@ class ClutterMap:
                 hit[where[gates & inside]] = True
                 counts[elevation] += hit.reshape(counts[elevation].shape)
         return True
+
+    def share(self, frequency: float) -> float:
+        """Share of the measured cells where echo is at least so frequent."""
+        often = sum(int((self.echo[e] >= frequency * np.maximum(self.seen[e], 1)).sum()) for e in self.echo)
+        return often / max(1, sum(int((seen > 0).sum()) for seen in self.seen.values()))
 
     def frequency(self, sweep: Sweep) -> Floats | None:
         """Share of dry volumes with echo at each gate, (rays, gates); None if the map does not know the elevation."""
@@ -103,7 +109,7 @@ def _read(path: Path, changed_ns: int) -> ClutterMap:
                 if kind in ("echo", "seen"):
                     getattr(found, kind)[float(elevation)] = file[name]
             return found
-    except (OSError, ValueError, KeyError, EOFError) as err:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as err:
         if isinstance(err, FileNotFoundError):
             raise
         raise StoreUnavailable(f"the clutter map {path} cannot be read: {err}; remove it or make it again") from err

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.radar.formats import check_sizes, nexrad_ended, opened, plain_file, sniff
-from pipeline.radar.odim import checked
+from pipeline.radar.odim import announced_sweeps, checked
 from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Site, Sweep, Volume
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def read_volume(
                 checked(plain, name, has_site) if kind == "odim" else nullcontext(plain) as sound,
                 opened(sound, kind) as tree,
             ):
-                whole = kind == "nexrad" and nexrad_ended(plain)
-                return _volume(tree, kind, name, radar, nominal_time, options, whole)
+                announced = _announced(plain, kind, tree)
+                return _volume(tree, kind, name, radar, nominal_time, options, announced)
         except BadInput:
             raise
         except (
@@ -106,7 +106,7 @@ def read_volume(
 
 
 def _volume(
-    tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions, whole: bool
+    tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions, announced: int
 ) -> Volume:
     root = tree.root.to_dataset()
     sweeps, defects, without = [], [], []
@@ -126,7 +126,9 @@ def _volume(
         why = "; ".join(defects + without) or "it holds no sweep"
         raise BadInput(f"{name}: no sweep with reflectivity can be used: {why[:500]}")
     sweeps, clocks = _of_one_scan(sweeps)
-    defects += clocks + ([] if whole else _announced(root, len(keys))) + _holes(sweeps)
+    if len(keys) < announced:
+        defects.append(f"{len(keys)} of {announced} sweeps")
+    defects += clocks + _holes(sweeps)
     return Volume(radar, _site(root, name, options), tuple(sweeps), tuple(defects))
 
 
@@ -163,10 +165,14 @@ def without_silent_sweeps(volume: Volume) -> Volume:
     return replace(volume, sweeps=kept, defects=volume.defects + defects)
 
 
-def _announced(root: Any, found: int) -> list[str]:
-    """NEXRAD announces its cuts. Fewer in a volume that does not end are lost; AVSET leaves cuts out and ends it."""
-    announced = int(root.attrs.get("number_elevation_cuts") or 0)
-    return [f"{found} of {announced} sweeps"] if found < announced else []
+def _announced(path: Path, kind: str, tree: Any) -> int:
+    """How many sweeps there should be; 0 if nothing says so.
+
+    NEXRAD announces all cuts of its scan strategy. Where AVSET left the upper ones out, the last radial ends the volume.
+    """
+    if kind == "nexrad":
+        return 0 if nexrad_ended(path) else int(tree.root.attrs.get("number_elevation_cuts") or 0)
+    return announced_sweeps(path) if kind == "odim" else 0
 
 
 def _holes(sweeps: list[Sweep]) -> list[str]:

@@ -31,7 +31,7 @@ def header_time(path: Path) -> datetime:
     """
     try:
         with h5py.File(path, "r") as file:
-            date, clock = (_text(file["what"].attrs[key]) for key in ("date", "time"))
+            date, clock = (text(file["what"].attrs[key]) for key in ("date", "time"))
             return datetime.strptime(date + clock, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
     except (OSError, KeyError, ValueError) as err:
         raise BadInput(f"{path.name}: no time in the name, and none in an ODIM header: {err}") from err
@@ -64,7 +64,7 @@ def _sniff_hdf5(path: Path, name: str) -> str:
     try:
         with h5py.File(path, "r") as file:
             if "what" in file and "object" in file["what"].attrs:
-                kind = _text(file["what"].attrs["object"])
+                kind = text(file["what"].attrs["object"])
                 if kind not in {"PVOL", "SCAN"}:
                     raise BadInput(f"{name}: expected a polar volume (PVOL, SCAN), found the ODIM object {kind!r}")
                 return "odim"
@@ -80,7 +80,7 @@ def _sniff_hdf5(path: Path, name: str) -> str:
     raise BadInput(f"{name}: expected ODIM_H5, GAMIC or CfRadial, found HDF5 with {found}")
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """An HDF5 string attribute, scalar or of length 1."""
     value = value.item() if hasattr(value, "item") else value
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.radar.formats import text
 
 
 @contextmanager
@@ -39,6 +40,16 @@ def checked(path: Path, name: str, has_site: bool) -> Iterator[Path]:
         with h5py.File(copy, "r+") as file:
             file.require_group("where").attrs.update(lon=0.0, lat=0.0, height=0.0)
         yield copy
+
+
+def announced_sweeps(path: Path) -> int:
+    """How many sweeps a volume says it has (scan_count, which few writers give); 0 if it does not say."""
+    with h5py.File(path, "r") as file:
+        if text(file["what"].attrs["object"]) != "PVOL":
+            return 0
+        groups = [file, *(file[name] for name in file if name.startswith("dataset"))]
+        counts = [_number(group["how"].attrs.get("scan_count")) for group in groups if "how" in group]
+        return max((int(count) for count in counts if count is not None and np.isfinite(count)), default=0)
 
 
 def _check_sweep(sweep: h5py.Group, name: str) -> None:

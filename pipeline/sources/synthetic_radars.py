@@ -123,6 +123,7 @@ def write_volume(path: Path, radar: str, site: RadarSite, nominal_time: datetime
         what = {"object": "PVOL", "version": "H5rad 2.3", "date": day, "time": clock, "source": f"NOD:{radar}"}
         _group(file, "what", what)
         _group(file, "where", {"lon": site.longitude, "lat": site.latitude, "height": site.altitude_m})
+        _group(file, "how", {"scan_count": len(scans)})
         for n, scan in enumerate(scans, start=1):
             rays, gates = scan.dbz.shape
             dataset = file.create_group(f"dataset{n}")

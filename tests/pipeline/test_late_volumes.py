@@ -1,0 +1,170 @@
+"""Volumes that come late, as a part, damaged or not at all: which frame stands, and what it says of itself."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import operations, times
+from pipeline.frames.archive import Archive
+from pipeline.frames.checks import frame_fault
+from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame
+from pipeline.packing import read_packed
+from pipeline.radar.decode import DecodeOptions, read_volume
+from pipeline.radar.formats import MESSAGE_HEADER, plain_file
+from pipeline.sources.synthetic_faults import write_faulty
+from pipeline.sources.synthetic_radars import RadarNetwork
+from tests.conftest import NOW, settings_for, synthetic_domain
+from tests.pipeline.test_ingest_volumes import NETWORK, STEP, T0, feed, frame_rows, put, states, take_in
+
+SYNTHETIC = RadarNetwork(NETWORK.source, NETWORK)
+
+
+def inputs(catalog, time=T0) -> dict[str, dict]:
+    return {one["radar"]: one for one in json.loads(frame_rows(catalog)[time]["inputs"])}
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "reason"),
+    [
+        ("none", "framed", ""),
+        ("truncated", "quarantined", "damaged HDF5"),
+        ("damaged", "partial", "sweep_0 cannot be read"),
+        ("partial", "partial", "6 of 7 sweeps"),
+        ("hole", "partial", "has a hole of 61 degrees"),
+        ("silent", "quarantined", "silent, which is not dry"),
+    ],
+)
+def test_faults_on_the_way(tmp_path, store, catalog, fault, state, reason):
+    domain = feed(tmp_path / "in")
+    for radar, what in (("east", "none"), ("west", fault)):
+        write_faulty(SYNTHETIC, tmp_path / "in", radar, T0, what)
+    assert take_in(domain, store, catalog).framed == 1
+    (row,) = catalog.read(sa.select(tables.volumes).where(tables.volumes.c.radar == "west"))
+    assert row["state"] == state and reason in row["reason"]
+    assert set(inputs(catalog)) == ({"east"} if state == "quarantined" else {"east", "west"})
+
+
+def test_a_radar_slower_than_the_axis_is_carried_on_and_nothing_is_verified_there(tmp_path, root, store, catalog):
+    domain = feed(tmp_path / "in").model_copy(update={"input_frames": 2, "lead_frames": 1, "model": "optical_flow"})
+    put(tmp_path / "in", T0 - STEP, T0, radars=("east", "west"))
+    put(tmp_path / "in", T0 + STEP, radars=("east",))
+    take_in(domain, store, catalog)
+    assert [one["carried"] for one in inputs(catalog, T0 + STEP).values()] == [False, True]
+    frame = Archive(store, domain).read(T0 + STEP)
+    carried = frame.state == ADVECTED
+    whole = Archive(store, domain).read(T0)
+    assert 0.1 < carried.mean() < 0.6 and not (carried & frame.observed).any()
+    assert (carried | frame.observed).mean() > 0.97 * whole.observed.mean()
+    report = operations.backfill(settings_for(root, domain), "net", T0 + STEP, T0 + STEP, NOW)
+    attrs = read_packed(root / report.products[0]).attrs
+    assert (attrs["radars_used"], attrs["radars_carried_on"]) == ("east", "west")
+    # what is measured after all takes its place
+    put(tmp_path / "in", T0 + STEP, radars=("west",))
+    assert take_in(domain, store, catalog).framed == 1
+    assert not any(one["carried"] for one in inputs(catalog, T0 + STEP).values())
+    assert not (Archive(store, domain).read(T0 + STEP).state == ADVECTED).any()
+
+
+def test_a_radar_is_not_carried_on_twice(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0 - STEP, radars=("east", "west"))
+    put(tmp_path / "in", T0, T0 + STEP, radars=("east",))
+    take_in(domain, store, catalog)
+    assert set(inputs(catalog, T0)) == {"east", "west"} and set(inputs(catalog, T0 + STEP)) == {"east"}
+
+
+def test_a_late_volume_does_not_cost_the_radars_whose_files_have_left(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0, radars=("east",))
+    take_in(domain, store, catalog)
+    before = frame_rows(catalog)[T0]
+    next((tmp_path / "in").iterdir()).unlink()
+    put(tmp_path / "in", T0, radars=("west",))
+    late = take_in(domain, store, catalog)
+    assert (late.framed, late.duplicates) == (0, 1) and frame_rows(catalog)[T0] == before
+    (row,) = catalog.read(sa.select(tables.volumes).where(tables.volumes.c.radar == "west"))
+    assert row["state"] == "duplicate" and "was framed with east" in row["reason"]
+    again = take_in(domain, store, catalog)
+    assert (again.framed, again.duplicates, again.unchanged) == (0, 0, 1)
+
+
+def test_a_file_that_comes_again_as_less_does_not_replace_the_frame(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0, radars=("east", "west"))
+    take_in(domain, store, catalog)
+    before = frame_rows(catalog)[T0]["sha256"]
+    for fault in ("truncated", "silent"):
+        write_faulty(SYNTHETIC, tmp_path / "in", "west", T0, fault)
+        assert take_in(domain, store, catalog).framed == 0
+        assert frame_rows(catalog)[T0]["sha256"] == before
+    assert states(catalog)[f"west_{times.compact(T0)}.h5"] == "quarantined"
+    write_faulty(SYNTHETIC, tmp_path / "in", "west", T0)
+    take_in(domain, store, catalog)
+    assert frame_rows(catalog)[T0]["sha256"] == before
+
+
+def test_frames_outside_the_period_are_left_to_the_ingest_that_has_all_of_them(tmp_path, store, catalog):
+    """A volume for an earlier instant comes late into an ingest of a later period, and must not be forgotten."""
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0, T0 + STEP, radars=("east",))
+    take_in(domain, store, catalog)
+    put(tmp_path / "in", T0, radars=("west",))
+    assert take_in(domain, store, catalog, start=T0 + STEP, end=T0 + STEP).framed <= 1
+    assert set(inputs(catalog, T0)) == {"east"}
+    assert take_in(domain, store, catalog).framed >= 1
+    assert set(inputs(catalog, T0)) == {"east", "west"}
+
+
+def test_a_nexrad_volume_that_avset_ended_is_whole(sample_data, tmp_path):
+    """Nine of eleven cuts: whole if its last radial says that it is the last, cut off if not."""
+    path = sample_data / "volumes/nexrad_level2/KLBB20160601_150025_V06"
+    with plain_file(path, 2**28) as plain:
+        data = bytearray(plain.read_bytes())
+    ends, position = [], 24
+    while position + MESSAGE_HEADER < len(data):
+        kind, halfwords = data[position + 15], int.from_bytes(data[position + 12 : position + 14], "big")
+        status = position + MESSAGE_HEADER + 21
+        position += 12 + 2 * halfwords if kind == 31 else 2432
+        if kind == 31 and data[status] in (2, 4):
+            ends.append((position, status))
+    assert len(ends) == 11
+    end, status = ends[8]
+    for code, said in ((2, ("9 of 11 sweeps",)), (4, ())):
+        data[status] = code
+        (tmp_path / "v").write_bytes(data[:end])
+        volume = read_volume(tmp_path / "v", "KLBB", datetime(2016, 6, 1, 15, tzinfo=UTC), DecodeOptions())
+        assert len(volume.sweeps) == 9 and volume.defects == said
+
+
+def frame_of(pixels: np.ndarray) -> Frame:
+    return Frame(pixels[None].astype(np.uint8), np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8))
+
+
+def test_whole_frames_that_are_no_rain():
+    domain, before = synthetic_domain(), {"coverage": 1.0, "echo": 0.1}
+    rng = np.random.default_rng(0)
+    usual = frame_of(np.where(rng.random((64, 64)) < 0.4, rng.integers(90, 200, (64, 64)), 0))
+    assert frame_fault(usual, domain, T0, before) == ""
+    assert frame_fault(frame_of(np.zeros((64, 64))), domain, T0, before) == ""  # dry
+    assert "one value" in frame_fault(frame_of(np.full((64, 64), 140)), domain, T0, None)
+    everywhere = frame_of(rng.integers(90, 200, (64, 64)))
+    assert "interference" in frame_fault(everywhere, domain, T0, before)
+    assert frame_fault(everywhere, domain, T0, None) == ""
+    off = domain.model_copy(update={"quality": domain.quality.model_copy(update={"max_echo_jump": 0.0})})
+    assert frame_fault(everywhere, off, T0, before) == ""
+    # a radar that comes back brings echo, but no larger share of what is observed
+    part = Frame(usual.pixels, np.where(np.arange(64) < 5, usual.state, NO_COVERAGE).astype(np.uint8))
+    seen = {"coverage": float(part.observed.mean()), "echo": float((part.state == ECHO).mean())}
+    assert frame_fault(usual, domain, T0, seen) == ""
+
+
+def test_late_is_when_the_file_arrives(tmp_path):
+    late = timedelta(minutes=7)
+    on_time, delayed = (write_faulty(SYNTHETIC, tmp_path, "east", T0, late=by) for by in (timedelta(0), late))
+    assert on_time == delayed
+    (ref,) = (r for r in SYNTHETIC.list(T0, T0) if r.radar == "east")
+    assert delayed.stat().st_mtime == pytest.approx((ref.arrived_at + late).timestamp())
