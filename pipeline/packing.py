@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 # attributes that may differ between two files with the same content
 # the last two come from the catalog, which loses them when it is rebuilt; the frames' own checksums are in the digest
 VOLATILE = frozenset(
-    {"date_created", "history", "issue_time", "software_version", "content_digest", "input_offsets_s", "radars_used"}
+    {
+        "date_created",
+        "history",
+        "issue_time",
+        "software_version",
+        "content_digest",
+        "input_offsets_s",
+        "radars_used",
+        "radars_carried_on",
+    }
 )
 FILL = -32768
 

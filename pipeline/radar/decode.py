@@ -168,7 +168,7 @@ def without_silent_sweeps(volume: Volume) -> Volume:
 def _announced(path: Path, kind: str, tree: Any) -> int:
     """How many sweeps there should be; 0 if nothing says so.
 
-    NEXRAD announces all cuts of its scan strategy. Where AVSET left the upper ones out, the last radial ends the volume.
+    NEXRAD announces all cuts of its strategy; where AVSET left the upper ones out, the last radial ends the volume.
     """
     if kind == "nexrad":
         return 0 if nexrad_ended(path) else int(tree.root.attrs.get("number_elevation_cuts") or 0)
