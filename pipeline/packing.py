@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 # attributes that may differ between two files with the same content
-# the last two come from the catalog, which loses them when it is rebuilt; the frames' own checksums are in the digest
+# the last three come from the catalog, which loses them when it is rebuilt; the frames' own checksums are in the digest
 VOLATILE = frozenset(
     {
         "date_created",
