@@ -110,8 +110,10 @@ def print_report(report: Any, as_json: bool) -> None:
     else:
         for line in report_lines(report):
             out.print(escape(line))
-        for note in report.notes:
+        for note in report.notes[:20]:
             out.print(f"[yellow]note:[/] {escape(note)}")
+        if len(report.notes) > 20:
+            out.print(f"... and {len(report.notes) - 20} more notes; --json has all")
         for problem in report.problems[:20]:
             err.print(f"[red]not done:[/] {escape(problem)}")
         if len(report.problems) > 20:

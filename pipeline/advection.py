@@ -53,7 +53,7 @@ def move_forward(
         floor, top: values between which the motion is seen.
 
     Returns:
-        The moved field; NaN where it would come from a place that was not observed.
+        The moved field, observed where ``later`` is; where it would come from outside, as it was.
     """
     import torch
 
@@ -65,6 +65,10 @@ def move_forward(
     scaled = ((fields.nan_to_num(floor) - floor) / (top - floor)).clamp(0, 1)
     motion = estimate_motion(scaled[:, :, 0], observed[:, :, 0])
     both = torch.cat((scaled[:, 1] * observed[:, 1], observed[:, 1].float()), dim=1)
-    value, weight = warp(both, motion * share)[0].chunk(2)
-    moved = floor + (top - floor) * value.numpy() / np.maximum(weight.numpy(), 1e-6)
-    return np.where(weight.numpy() > 0.5, moved, np.nan).astype(np.float32)
+    value, weight = warp(both, motion * share)[0].numpy().reshape(2, *later.shape)
+    moved = floor + (top - floor) * value / np.maximum(weight, 1e-6)
+    rows, columns = np.indices(later.shape[1:])
+    x, y = columns - share * motion[0, 0].numpy(), rows - share * motion[0, 1].numpy()
+    inside = (x >= 0) & (x <= later.shape[2] - 1) & (y >= 0) & (y <= later.shape[1] - 1)
+    moved = np.where(inside & (weight > 0.5), moved, later)
+    return np.where(np.isnan(later), np.nan, moved).astype(np.float32)

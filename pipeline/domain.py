@@ -187,9 +187,10 @@ class Domain(Frozen):
         for product in products:
             if product != SURFACE_RAIN and not isinstance(self.source, PolarSource):
                 raise ValueError(f"product: {self.source.kind} fields are {SURFACE_RAIN}, found {product!r}")
-            if not re.fullmatch(r"surface_rain|lowest|column_max|cappi_\d{1,5}", product):
+            if not re.fullmatch(r"surface_rain|lowest|column_max|cappi_([1-9]\d{2,3}|1\d{4})", product):
                 raise ValueError(
-                    f"product: expected surface_rain, lowest, column_max or cappi_<metres>, found {product!r}"
+                    "product: expected surface_rain, lowest, column_max or cappi_<100 to 19999 metres>, "
+                    f"found {product!r}"
                 )
         return self
 

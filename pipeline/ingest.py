@@ -34,13 +34,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class IngestResult:
-    """What one ingest did. ``quarantined`` pairs keys with reasons, also of files that will be tried again."""
+    """What one ingest did.
+
+    Attributes:
+        defects: what is missing of the ``partial`` volumes, which are used.
+        quarantined: keys with reasons, also of files that will be tried again.
+    """
 
     framed: int = 0
     unchanged: int = 0
     duplicates: int = 0
     off_axis: int = 0
     partial: int = 0
+    defects: list[str] = field(default_factory=list)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
 
 

@@ -44,6 +44,7 @@ LONGEST_SCAN = timedelta(minutes=10)
 # volumes of a radar further apart than this many cadences tell nothing about the motion
 MOTION_REACH = 2.5
 LEASE_PATIENCE_S = 600.0
+NOT_MOVED = "not moved: no volume before it"
 # dBZ between which motion is seen
 MOTION_RANGE = (0.0, 60.0)
 
@@ -68,6 +69,8 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
     listed = open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE)
     first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
     done = known_volumes(job.catalog, domain, first, end, job.now)
+    listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]
+    _compare_with_settings(domain, source, {ref.radar for ref in listed})
     wanted = [ref for ref in listed if ref.nominal_time >= first]
     fresh = [ref for ref in wanted if (ref.key, ref.etag) not in done]
     job.result.unchanged = len(wanted) - len(fresh)
@@ -86,6 +89,16 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
         _make_frames(work, start, min(end, one.ref.nominal_time - LONGEST_SCAN))
         work.forget(one.ref.nominal_time - 2 * (LONGEST_SCAN + reach))
     _make_frames(work, start, end)
+
+
+def _compare_with_settings(domain: Domain, source: PolarSource, radars: set[str]) -> None:
+    named = {"blocked": set(source.blocked), "sites": set(getattr(source, "sites", {}))}
+    for key, names in named.items():
+        if radars and names - radars:
+            log.warning(
+                "domains.%s.source.%s names %s, of which there is no volume; there are %s",
+                domain.name, key, ", ".join(sorted(names - radars)), ", ".join(sorted(radars)),
+            )  # fmt: skip
 
 
 @dataclass
@@ -166,7 +179,9 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
     elif one.state == "quarantined":
         quarantine(job, ref, volume, open_polar_source(job.domain).files(ref), one.reason)
     else:
-        job.result.partial += one.state == "partial"
+        if one.state == "partial":
+            job.result.partial += 1
+            job.result.defects.append(f"{ref.key}: {one.reason}")
         record(job, volume)
     return slot
 
@@ -185,8 +200,9 @@ def _make_frame(work: _Work, slot: datetime) -> None:
     advected, so that nothing is verified against them.
     """
     job, domain = work.job, work.job.domain
-    own = _newest(work, slot)
+    own = _own(work, slot)
     if not own:
+        _remove_moved(work, slot)
         return
     carried = {radar: one for radar, one in _newest(work, slot - domain.cadence).items() if radar not in own}
     grid, inputs = domain_grid(domain), []
@@ -235,7 +251,7 @@ def _make_frame(work: _Work, slot: datetime) -> None:
             log.warning("no frame is made: %s", fault)
             return
         standing = standing_frame(connection, domain, slot)
-        reason = _why_it_stands(standing, inputs, coverage)
+        reason = _why_it_stands(work, slot, standing, inputs, coverage)
         if reason:
             used = {(one["key"], one.get("etag")) for one in _inputs(standing)}
             too_late = {key for key, _ in own.values() if (key, work.listed[key].etag) not in used}
@@ -245,6 +261,32 @@ def _make_frame(work: _Work, slot: datetime) -> None:
         digest = job.archive.write(slot, made, FrameSource(grid, drizzle_floor(0.0), 0.0))
         job.catalog.upsert(connection, tables.frames, [row | {"sha256": digest}])
     job.result.framed += 1
+
+
+def _own(work: _Work, slot: datetime) -> dict[str, tuple[str, GriddedVolume]]:
+    """For each radar the volume that shows the instant.
+
+    Where a radar has none, and two for the next instant, the earlier of these: it came a little too late to belong, and
+    would be lost.
+    """
+    own = _newest(work, slot)
+    following = slot + work.job.domain.cadence
+    for radar, keys in _keys(work, following).items():
+        if radar not in own and len(keys) > 1:
+            both = [(work.gridded(key), key) for key in keys]
+            first = min(((g.time, key, g) for g, key in both if g is not None), key=lambda f: f[:2], default=None)
+            newest = _newest(work, following)[radar][0] if first is not None else ""
+            if first is not None and first[1] != newest and first[0] - slot <= work.job.domain.cadence / 2:
+                own[radar] = first[1], first[2]
+    return own
+
+
+def _keys(work: _Work, slot: datetime) -> dict[str, list[str]]:
+    """For each radar the keys of the volumes that belong to the instant."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(key for key, time in work.slots.items() if time == slot and key in work.listed):
+        found[work.listed[key].radar].append(key)
+    return found
 
 
 def _newest(work: _Work, slot: datetime) -> dict[str, tuple[str, GriddedVolume]]:
@@ -267,12 +309,37 @@ def _inputs(row: Row | None) -> list[dict[str, Any]]:
     return [one for one in inputs if not one.get("carried")]
 
 
-def _why_it_stands(standing: Row | None, inputs: list[dict[str, Any]], coverage: float) -> str:
+def _moved_away(work: _Work, slot: datetime, one: dict[str, Any]) -> bool:
+    """The volume of an input now belongs to another instant: it was a part of itself when the frame was made."""
+    came_late = one["offset_s"] < -AXIS_TOLERANCE.total_seconds()  # and showed it nevertheless, see _own
+    return not came_late and work.slots.get(one["key"], slot) != slot
+
+
+def _remove_moved(work: _Work, slot: datetime) -> None:
+    """Take away a frame all of whose volumes now belong to other instants."""
+    job = work.job
+    with job.catalog.write() as connection:
+        standing = standing_frame(connection, job.domain, slot)
+        inputs = _inputs(standing)
+        if inputs and all(_moved_away(work, slot, one) for one in inputs):
+            job.archive.set_aside(slot)
+            f = tables.frames.c
+            here = sa.and_(f.domain == job.domain.name, f.valid_time == times.seconds(slot))
+            connection.execute(sa.delete(tables.frames).where(here))
+            log.warning("the frame %s is taken away: its volumes belong to other instants", times.iso(slot))
+
+
+def _why_it_stands(
+    work: _Work, slot: datetime, standing: Row | None, inputs: list[dict[str, Any]], coverage: float
+) -> str:
     """Of two frames of an instant the more complete one stands: files leave the source, or come again as less."""
-    before = {one["radar"] for one in _inputs(standing)}
-    lost = sorted(before - {one["radar"] for one in inputs if not one["carried"]})
-    if lost:
+    before = {one["radar"]: one for one in _inputs(standing) if not _moved_away(work, slot, one)}
+    now = {one["radar"]: one for one in inputs if not one["carried"]}
+    if lost := sorted(set(before) - set(now)):
         return f"was framed with {', '.join(lost)}, of which no volume can be used any more"
+    stuck = [r for r, one in now.items() if one["aligned"] == NOT_MOVED and before.get(r, one)["aligned"] != NOT_MOVED]
+    if stuck and set(before) == set(now):
+        return f"was framed with {', '.join(stuck)} moved forward; the volume before, which told the way, has left"
     if standing is not None and before and coverage < LESS_COMPLETE * standing["coverage"]:
         return f"was framed with coverage {standing['coverage']:.3f}, now it would be {coverage:.3f}"
     return ""
@@ -291,7 +358,7 @@ def _moved(work: _Work, key: str, gridded: GriddedVolume, offset: float) -> tupl
         return gridded, "taken as it is"
     before = _volume_before(work, key, gridded)
     if before is None:
-        return gridded, "not moved: no volume before it"
+        return gridded, NOT_MOVED
     between = (gridded.time - before.time).total_seconds()
     floor, top = MOTION_RANGE
     dbz = move_forward(np.maximum(before.dbz, floor), np.maximum(gridded.dbz, floor), offset / between, floor, top)
@@ -309,10 +376,12 @@ def _after(work: _Work, ref: VolumeRef, slot: datetime) -> set[datetime]:
     whose motion it tells.
     """
     latest = ref.nominal_time + MOTION_REACH * work.job.domain.cadence
-    following = slot + work.job.domain.cadence
-    there = {work.listed[key].radar for key, time in work.slots.items() if time == following and key in work.listed}
-    carried = {following} if there and ref.radar not in there else set()
-    return carried | {
+    cadence = work.job.domain.cadence
+    there = _keys(work, slot + cadence)
+    neighbours = {slot + cadence} if there and ref.radar not in there else set()
+    if len(_keys(work, slot)[ref.radar]) > 1:
+        neighbours.add(slot - cadence)  # the earlier of the two may show it
+    return neighbours | {
         slot
         for key, slot in work.slots.items()
         if key in work.listed

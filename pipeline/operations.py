@@ -290,6 +290,7 @@ def _ingest(
     catalog.close()
     report.ingest = result
     report.problems = [reason for _, reason in result.quarantined]
+    report.notes += [f"used as a part: {defect}" for defect in result.defects]
     return report
 
 
@@ -327,7 +328,7 @@ def _issue(
         problems += _unusable_model(settings, domain)
     report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)
     report.problems = problems
-    report.notes = [f"{count} x {text}" for text, count in notes.items()]
+    report.notes += [f"{count} x {text}" for text, count in notes.items()]
     return report
 
 

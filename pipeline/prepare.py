@@ -118,7 +118,7 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
         log.exception("decoding %s failed", ref.key)
         return Prepared(ref, "quarantined", f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
-    defects = "; ".join(gridded.defects)
+    defects = "; ".join((*((ref.lacks,) if ref.lacks else ()), *gridded.defects))
     return Prepared(ref, "partial" if defects else "framed", defects, gridded, sum(removed.values()))
 
 

@@ -47,6 +47,13 @@ class BlockedSector(Frozen):
     below_elevation: float = Field(gt=-2, le=90)
     beyond_km: float = Field(0.0, ge=0, le=500)
 
+    @field_validator("azimuths")
+    @classmethod
+    def _has_width(cls, azimuths: tuple[float, float]) -> tuple[float, float]:
+        if azimuths[0] == azimuths[1]:
+            raise ValueError("the first and the last azimuth are the same; [0, 360] is all round")
+        return azimuths
+
 
 class _Gridded(Frozen):
     """How polar volumes become a field: see ``pipeline.radar.gridding`` and ``pipeline.radar.mosaic``.

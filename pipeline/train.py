@@ -141,21 +141,20 @@ def _describe_source(domain: Domain) -> dict[str, Any]:
 
 
 def _series(archive: Archive, held: list[datetime], domain: Domain, config: "TrainingConfig") -> "FrameSeries":
-    """Frames on the fixed axis, and the windows of training and validation, split by time without a shared frame."""
+    """The frames held, and the windows of training and validation, split by time without a shared frame."""
     from models.training import FrameSeries
 
     frames = {time: frame for time in held if (frame := archive.read(time)) is not None}
-    axis = list(times.slots(held[0], held[-1], domain.cadence))
-    channels, *shape = next(iter(frames.values())).pixels.shape
+    held = sorted(frames)
+    channels, *shape = frames[held[0]].pixels.shape
     if min(shape) < config.crop:
         raise NowcastError(f"{domain.name} is {shape[0]} x {shape[1]} cells, smaller than the crop of {config.crop}")
-    pixels, observed = np.zeros((len(axis), channels, *shape), np.uint8), np.zeros((len(axis), *shape), bool)
-    for n, time in enumerate(axis):
-        if time in frames:
-            pixels[n], observed[n] = frames[time].pixels, frames[time].observed
-    present = np.array([time in frames for time in axis])
+    pixels, observed = np.zeros((len(held), channels, *shape), np.uint8), np.zeros((len(held), *shape), bool)
+    for n, time in enumerate(held):
+        pixels[n], observed[n] = frames[time].pixels, frames[time].observed
     length = config.input_frames + config.lead_frames
-    starts = [n for n in range(len(axis) - length + 1) if present[n : n + length].all()]
+    span = (length - 1) * domain.cadence
+    starts = [n for n in range(len(held) - length + 1) if held[n + length - 1] - held[n] == span]
     wet = (pixels[:, 0] > 0).mean(axis=(1, 2))
     rain, last = pixels[:, 0], length - 1
     kept = [
@@ -163,7 +162,7 @@ def _series(archive: Archive, held: list[datetime], domain: Domain, config: "Tra
         for n in starts
         if wet[n : n + length].mean() >= WET_SHARE and correlation(rain[n], rain[n + last]) < TRAINING_LIMIT
     ]
-    cut = round(len(axis) * (1 - VALIDATION_SHARE))
+    cut = round(len(held) * (1 - VALIDATION_SHARE))
     log.info("%s: %d of %d windows kept (wet, first and last frame differ)", domain.name, len(kept), len(starts))
     return FrameSeries(
         pixels,

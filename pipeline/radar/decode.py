@@ -28,6 +28,8 @@ HIGHEST_DBZ = 80.0  # nothing in the atmosphere is higher; codes for "not scanne
 _SMALLEST_SWEEP = (10, 10)  # rays and gates; smaller ones point up or are tests
 # degrees without a ray: less is jitter of the antenna, more a scan of a sector on purpose
 SMALLEST_HOLE, SECTOR = 5.0, 180.0
+# the lowest sweeps of scans of one file are this close, degrees
+SAME_SCAN = 0.3
 # share of echo gates with which the sweep above may be without any
 LITTLE_ECHO = 0.05
 # sweeps of a scan are not further from their median time
@@ -73,7 +75,7 @@ def read_volume(
         BadInput: no sweep can be used, or the file is of no known format; says what was expected and found.
     """
     name = name or path.name
-    with plain_file(path, options.max_bytes) as plain:
+    with plain_file(path, options.max_bytes, name) as plain:
         kind = sniff(plain, name)
         try:
             check_sizes(plain, kind, name, options.max_bytes)
@@ -112,7 +114,15 @@ def _volume(
     sweeps, defects, without = [], [], []
     keys = sorted((k for k in tree.children if k.startswith("sweep_")), key=lambda k: int(k.rpartition("_")[2]))
     n, of = options.part
-    for key in keys[n * len(keys) // of : (n + 1) * len(keys) // of]:
+    mine = keys[n * len(keys) // of : (n + 1) * len(keys) // of]
+    if of > 1:
+        lowest = [min(_elevation(tree[key]) for key in some) for some in (keys, mine or keys[:1])]
+        if not mine or lowest[1] > lowest[0] + SAME_SCAN:
+            raise BadInput(
+                f"{name}: expected {of} scans in the file (scans_per_file), found no low sweep in part {n + 1} of its "
+                f"{len(keys)} sweeps (lowest {lowest[1]:.1f}, of all {lowest[0]:.1f} degrees)"
+            )
+    for key in mine:
         try:
             sweep = _sweep(tree[key].to_dataset(), kind, nominal, options)
         except (OSError, ValueError, KeyError, RuntimeError) as err:
@@ -130,6 +140,11 @@ def _volume(
         defects.append(f"{len(keys)} of {announced} sweeps")
     defects += clocks + _holes(sweeps)
     return Volume(radar, _site(root, name, options), tuple(sweeps), tuple(defects))
+
+
+def _elevation(sweep: Any) -> float:
+    value = float(np.nanmedian(sweep["elevation"].values))
+    return value if value >= -2 else 90.0
 
 
 def _of_one_scan(sweeps: list[Sweep]) -> tuple[list[Sweep], list[str]]:

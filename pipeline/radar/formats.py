@@ -2,6 +2,8 @@
 
 import bz2
 import gzip
+import logging
+import os
 import re
 import struct
 import warnings
@@ -17,6 +19,8 @@ from typing import Any, BinaryIO
 import h5py
 
 from pipeline.errors import BadInput
+
+log = logging.getLogger(__name__)
 
 # of a NEXRAD volume (interface control document 2620010), bytes
 NEXRAD_HEADER, MESSAGE_HEADER, FIXED_MESSAGE = 24, 28, 2432
@@ -87,12 +91,13 @@ def text(value: Any) -> str:
 
 
 @contextmanager
-def plain_file(path: Path, max_bytes: int) -> Iterator[Path]:
+def plain_file(path: Path, max_bytes: int, name: str = "") -> Iterator[Path]:
     """The file itself, or its decompressed copy (xradar opens every format by path, but none compressed).
 
     Raises:
         BadInput: the compression is damaged, or more than ``max_bytes`` come out of it.
     """
+    name = name or path.name
     with path.open("rb") as file:
         magic = file.read(28)
     unpack: Callable[[Path, BinaryIO, _Budget], None] | None = None
@@ -109,12 +114,12 @@ def plain_file(path: Path, max_bytes: int) -> Iterator[Path]:
         plain = Path(folder) / "volume"
         try:
             with plain.open("wb") as target:
-                unpack(path, target, _Budget(path.name, max_bytes))
+                unpack(path, target, _Budget(name, max_bytes))
         except (OSError, EOFError, zlib.error) as err:
             if getattr(err, "errno", None):
                 raise  # a full disk or a read error is not the file's fault
-            raise BadInput(f"{path.name}: damaged compression: {err}") from err
-        with plain_file(plain, max_bytes) if unpack is not _unpack_records else nullcontext(plain) as inner:
+            raise BadInput(f"{name}: damaged compression: {err}") from err
+        with plain_file(plain, max_bytes, name) if unpack is not _unpack_records else nullcontext(plain) as inner:
             yield inner
 
 
@@ -147,7 +152,13 @@ def _unpack_records(path: Path, target: BinaryIO, budget: _Budget) -> None:
             if not record.startswith(b"BZh"):
                 target.write(size + record + source.read())
                 return
-            inflate(bz2.BZ2Decompressor(), record, budget, target)
+            try:
+                inflate(bz2.BZ2Decompressor(), record, budget, target)
+            except OSError as err:
+                if err.errno:
+                    raise
+                # its radials are lost, which shows as a hole
+                log.warning("%s: a damaged record is left out: %s", budget.name, err)
 
 
 def inflate(tool: Any, data: bytes, budget: _Budget, target: BinaryIO | None = None) -> None:
@@ -160,6 +171,19 @@ def inflate(tool: Any, data: bytes, budget: _Budget, target: BinaryIO | None = N
         data = getattr(tool, "unconsumed_tail", b"")
         if not part and not data:
             return
+
+
+def whole_records(chunk: bytes) -> bytes:
+    """A piece of a NEXRAD volume without the record that was cut off at its end, so that the next piece can follow."""
+    position = NEXRAD_HEADER if chunk.startswith((b"AR2V", b"ARCHIVE2")) else 0
+    if chunk[position + 4 : position + 7] != b"BZh":
+        return chunk
+    while position + 4 <= len(chunk):
+        following = position + 4 + abs(struct.unpack_from(">i", chunk, position)[0])
+        if following > len(chunk):
+            break
+        position = following
+    return chunk[:position]
 
 
 def check_sizes(path: Path, kind: str, name: str, max_bytes: int) -> None:
@@ -217,15 +241,19 @@ def opened(path: Path, kind: str) -> Iterator[Any]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about attributes that we do not use
-        if kind in {"odim", "gamic"}:
-            with path.open("rb") as file:  # by path xradar leaves the file open, and HDF5 then sees no newer bytes
-                yield openers[kind](file)
-            return
         tree = openers[kind](str(path))
         try:
             yield tree
         finally:
             tree.close()
+            _close_hdf5(path)
+
+
+def _close_hdf5(path: Path) -> None:
+    """Close what xradar leaves open: HDF5 would show the old bytes of a file that was replaced."""
+    for file in h5py.h5f.get_obj_ids(types=h5py.h5f.OBJ_FILE):
+        if h5py.h5f.get_name(file) == os.fsencode(path):
+            h5py.File(file).close()
 
 
 def _netcdf_engine(path: Path) -> str:

@@ -67,7 +67,8 @@ def without_blocked(sweep: Sweep, blocked: Sequence[BlockedSector]) -> Sweep:
     for sector in blocked:
         if sweep.elevation < sector.below_elevation:
             first, last = sector.azimuths
-            rays = (sweep.azimuth - first) % 360 <= (last - first) % 360
+            width = (last - first) % 360 or 360.0
+            rays = (sweep.azimuth - first) % 360 <= width
             hidden |= rays[:, None] & (ranges >= 1e3 * sector.beyond_km)[None]
     return replace(sweep, dbz=np.where(hidden, np.float32(np.nan), sweep.dbz)) if hidden.any() else sweep
 

@@ -28,6 +28,8 @@ class VolumeRef:
         radar: name of the radar that measured it; empty for a composite.
         members: keys of the files that make it up, in order; empty if it is the one file ``key``.
         part: which of several scans in one file, from 0.
+        open_until: pieces of it may still come before this time; None if it comes whole.
+        lacks: what it has less than others of its kind; empty if nothing.
     """
 
     key: str
@@ -38,6 +40,8 @@ class VolumeRef:
     radar: str = ""
     members: tuple[str, ...] = ()
     part: int = 0
+    open_until: datetime | None = None
+    lacks: str = ""
 
 
 @dataclass(frozen=True)

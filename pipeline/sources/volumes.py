@@ -4,9 +4,9 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Any
 from pipeline import times
 from pipeline.errors import BadInput, StoreUnavailable
 from pipeline.radar.decode import DecodeOptions, read_volume
-from pipeline.radar.formats import header_time
+from pipeline.radar.formats import header_time, whole_records
 from pipeline.radar.volume import Site, Volume
 from pipeline.source_settings import VolumesSource
 from pipeline.sources.contract import VolumeRef
 
 log = logging.getLogger(__name__)
 
+# pieces of a volume come every few seconds; a volume without its end is taken after this time
+PIECES_FOLLOW_WITHIN, LONGEST_VOLUME = timedelta(seconds=60), timedelta(minutes=15)
 # of a radar, as the catalog keeps it
 LONGEST_NAME = 40
 
@@ -41,9 +43,11 @@ class VolumeFolder:
     def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
         """Volumes with a nominal time in [start, end], ordered by time, then key; other names are left alone."""
         groups: dict[tuple[str, datetime], Any] = defaultdict(list)
+        seen = 0
         try:
             with os.scandir(self.folder) as entries:
                 for entry in entries:
+                    seen += 1
                     match = self.pattern.fullmatch(entry.name)
                     if match is None or not entry.is_file():
                         continue
@@ -66,7 +70,13 @@ class VolumeFolder:
                     groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, stat))
         except OSError as err:
             raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
-        refs = [ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)]
+        if seen and not groups:
+            log.warning("none of the %d names in %s is of the form %s", seen, self.folder, self.config.pattern)
+        refs: Sequence[VolumeRef] = [
+            ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)
+        ]
+        if self.config.join == "cycle":
+            refs = _with_what_lacks(refs)
         return sorted((r for r in refs if start <= r.nominal_time <= end), key=lambda r: (r.nominal_time, r.key))
 
     @property
@@ -103,7 +113,12 @@ class VolumeFolder:
                 VolumeRef(key, time + n * step, size, etag, arrived, radar, members, n)
                 for n, key in zip(parts, keys, strict=True)
             ]
-        return [VolumeRef(f"{radar}_{times.compact(time)}", time, size, etag, arrived, radar, members)]
+        if self.config.join == "cycle":
+            open_until = time + self._cycle
+        else:  # the pieces of a volume follow each other in seconds; an old one is not waited for
+            open_until = min(arrived + PIECES_FOLLOW_WITHIN, time + LONGEST_VOLUME)
+        key = f"{radar}_{times.compact(time)}"
+        return [VolumeRef(key, time, size, etag, arrived, radar, members, open_until=open_until)]
 
     def files(self, ref: VolumeRef) -> Sequence[Path]:
         """Files of a volume that the quarantine should keep."""
@@ -130,8 +145,7 @@ class VolumeFolder:
             joined = scratch / hashlib.sha256(ref.key.encode()).hexdigest()
             with joined.open("wb") as target:
                 for path in paths:
-                    with path.open("rb") as source:
-                        shutil.copyfileobj(source, target)
+                    target.write(whole_records(path.read_bytes()))
             try:
                 return read_volume(joined, ref.radar, ref.nominal_time, options, ref.key)
             finally:
@@ -139,6 +153,19 @@ class VolumeFolder:
         if len(paths) == 1:
             return read_volume(paths[0], ref.radar, ref.nominal_time, options)
         return _joined([_read_or_why(path, ref, options) for path in paths], ref)
+
+
+def _with_what_lacks(cycles: Sequence[VolumeRef]) -> Sequence[VolumeRef]:
+    """Cycles that have fewer files than is usual for their radar say so."""
+    usual: dict[str, Counter[int]] = defaultdict(Counter)
+    for ref in cycles:
+        usual[ref.radar][len(ref.members)] += 1
+    found = []
+    for ref in cycles:
+        count, most = len(ref.members), max(usual[ref.radar], key=lambda n: (usual[ref.radar][n], n))
+        lacks = f"{count} files of the cycle, others have {most}" if count < most else ""
+        found.append(replace(ref, lacks=lacks))
+    return found
 
 
 @lru_cache(maxsize=10000)

@@ -21,7 +21,7 @@ from pipeline.prepare import domain_grid
 from pipeline.product import read_forecast
 from pipeline.rebuild import rebuild
 from pipeline.storage import Store
-from pipeline.train import train
+from pipeline.train import _series, train
 from tests.conftest import NOW, settings_for, synthetic_domain
 from tests.pipeline.test_ingest_volumes import GRID, RADARS
 
@@ -47,7 +47,7 @@ def test_a_second_level_shares_coverage_and_motion_and_has_its_own_echo(store, c
     assert np.array_equal(Archive(store, two_levels()).read(T0).rain, low)
 
 
-def put_moving_rain(archive, count: int) -> None:
+def put_moving_rain(archive, count: int, start=T0) -> None:
     """Two channels: a wet area that moves three cells a frame, and its core above."""
     grid = domain_grid(archive.domain)
     for n in range(count):
@@ -56,7 +56,7 @@ def put_moving_rain(archive, count: int) -> None:
             rows, columns = (np.arange(size)[:, None] + 20) % 96, (np.arange(size)[None] + 3 * n) % 96
             pixels[channel, rows, columns] = value
         state = np.where(pixels[0] > 0, ECHO, NO_ECHO).astype(np.uint8)
-        archive.write(T0 + n * STEP, Frame(pixels, state), FrameSource(grid, 0.1, 0.0))
+        archive.write(start + n * STEP, Frame(pixels, state), FrameSource(grid, 0.1, 0.0))
 
 
 def test_two_levels_from_archive_to_scores(root, store, catalog, tmp_path):
@@ -78,16 +78,27 @@ def test_two_levels_from_archive_to_scores(root, store, catalog, tmp_path):
     assert [row["verified"] for row in verified] == ["fully"] * 2
 
 
-def test_a_gap_is_filled_in_every_channel_along_one_motion(store, catalog):
-    ingest(two_levels(), store, catalog, T0, T0 + 2 * STEP, NOW)
+def test_training_windows_do_not_reach_over_a_gap_of_years(store, catalog, tmp_path):
+    """Events of several years lie in one archive; only what is there takes memory."""
     archive = Archive(store, two_levels())
+    put_moving_rain(archive, 20)
+    put_moving_rain(archive, 20, T0 + timedelta(days=2200))
+    config = TrainingConfig(input_frames=3, lead_frames=4, crop=64)
+    series = _series(archive, archive.times(), two_levels(), config)
+    assert series.pixels.shape == (40, 2, 96, 96)
+    assert series.train.max() <= 27 and not set(range(14, 20)) & set(series.train.tolist())
+
+
+def test_a_gap_is_filled_in_every_channel_along_one_motion(store, catalog):
+    archive = Archive(store, two_levels())
+    put_moving_rain(archive, 3)
     truth = archive.read(T0 + STEP)
     found = {T0: archive.read(T0), T0 + STEP: None, T0 + 2 * STEP: archive.read(T0 + 2 * STEP)}
     filled = fill_gaps(found, 1, 85)[T0 + STEP]
     assert filled.pixels.shape == truth.pixels.shape
     for channel in range(2):
         stale = np.abs(found[T0].pixels[channel].astype(int) - truth.pixels[channel]).mean()
-        assert np.abs(filled.pixels[channel].astype(int) - truth.pixels[channel]).mean() < stale
+        assert np.abs(filled.pixels[channel].astype(int) - truth.pixels[channel]).mean() < 0.5 * stale
 
 
 def test_a_model_of_one_channel_is_refused_and_the_flow_carries_both(root, store, catalog):

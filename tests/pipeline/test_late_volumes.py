@@ -1,24 +1,30 @@
 """Volumes that come late, as a part, damaged or not at all: which frame stands, and what it says of itself."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from scipy.ndimage import gaussian_filter
 
 from pipeline import catalog as tables
 from pipeline import operations, times
+from pipeline.advection import move_forward
 from pipeline.frames.archive import Archive
 from pipeline.frames.checks import frame_fault
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame
+from pipeline.ingest import ingest
 from pipeline.packing import read_packed
 from pipeline.radar.decode import DecodeOptions, read_volume
 from pipeline.radar.formats import MESSAGE_HEADER, plain_file
 from pipeline.sources.synthetic_faults import write_faulty
-from pipeline.sources.synthetic_radars import RadarNetwork
+from pipeline.sources.synthetic_radars import RadarNetwork, write_volume
 from tests.conftest import NOW, settings_for, synthetic_domain
-from tests.pipeline.test_ingest_volumes import NETWORK, STEP, T0, feed, frame_rows, put, states, take_in
+from tests.pipeline.test_ingest_volumes import GRID, NETWORK, STEP, T0, feed, frame_rows, put, states, take_in
 
 SYNTHETIC = RadarNetwork(NETWORK.source, NETWORK)
 
@@ -160,6 +166,91 @@ def test_whole_frames_that_are_no_rain():
     part = Frame(usual.pixels, np.where(np.arange(64) < 5, usual.state, NO_COVERAGE).astype(np.uint8))
     seen = {"coverage": float(part.observed.mean()), "echo": float((part.state == ECHO).mean())}
     assert frame_fault(usual, domain, T0, seen) == ""
+
+
+def scans_of(folder, sample_data, count, since=0):
+    """The first ``count`` single-sweep files of Avesnes, in the order in which they were made."""
+    paths = sorted((sample_data / "mf_avesnes_20230420").iterdir(), key=lambda p: p.stem[-14:])
+    for path in paths[since:count]:
+        shutil.copy2(path, folder / path.name)
+
+
+def avesnes(folder):
+    source = {
+        "kind": "volumes",
+        "uri": str(folder),
+        "pattern": r"T_PAZ[A-E]63_C_LFPW_(?P<time>\d{14})\.h5",
+        "join": "cycle",
+    }
+    grid = {**GRID, "centre": (3.81, 50.13)}
+    return synthetic_domain("avesnes", cadence_minutes=5, grid=grid, source=source)
+
+
+def test_a_cycle_is_waited_for_until_its_sweeps_are_there(sample_data, tmp_path, store, catalog):
+    """A first high sweep alone would read as dry."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    start = datetime(2023, 4, 20, 6, 45, tzinfo=UTC)
+    for minute, count, frames in ((52, 2, 0), (54, 4, 0), (55, 5, 1), (57, 7, 1)):
+        scans_of(folder, sample_data, count)
+        now = start.replace(minute=minute)
+        ingest(avesnes(folder), store, catalog, start, start + timedelta(minutes=20), now)
+        assert len(frame_rows(catalog)) == frames
+    # when the time of the second is over, what is there of it is used, as a part
+    late = ingest(avesnes(folder), store, catalog, start, start + timedelta(minutes=20), NOW)
+    assert "2 files of the cycle, others have 5" in late.defects[0]
+    scans_of(folder, sample_data, 10)
+    ingest(avesnes(folder), store, catalog, start, start + timedelta(minutes=20), NOW)
+    whole = {time: row["sha256"] for time, row in frame_rows(catalog).items()}
+    with catalog.write() as connection:
+        connection.execute(sa.delete(tables.volumes))
+        connection.execute(sa.delete(tables.frames))
+    ingest(avesnes(folder), store, catalog, start, start + timedelta(minutes=20), NOW)
+    assert {time: row["sha256"] for time, row in frame_rows(catalog).items()} == whole and len(whole) == 2
+
+
+def test_a_radar_that_jitters_around_the_tolerance_loses_no_frame(tmp_path, store, catalog):
+    """Every other volume comes a few seconds too late for its instant."""
+    folder, domain = tmp_path / "in", feed(tmp_path / "in")
+    moved = SYNTHETIC.config.radars["west"]
+    for n in range(4):
+        time = T0 + n * STEP
+        path = folder / f"west_{times.compact(time)}.h5"
+        late = timedelta(seconds=58 + 6 * (n % 2)) - timedelta(seconds=60)  # sweeps last 20 s, the low ones count
+        scans = SYNTHETIC.scan("west", time)
+        shift = time + late - scans[0].start
+        write_volume(path, "west", moved, time, tuple(replace(s, start=s.start + shift) for s in scans))
+    take_in(domain, store, catalog, end=T0 + 4 * STEP)
+    made = sorted(frame_rows(catalog))
+    assert made == [made[0] + n * STEP for n in range(len(made))] and len(made) >= 4
+
+
+def test_the_same_bytes_with_a_new_date_do_not_cost_the_motion(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0 - STEP, T0, radars=("west",))
+    take_in(domain, store, catalog)
+    before = frame_rows(catalog)[T0]
+    (tmp_path / "in" / f"west_{times.compact(T0 - STEP)}.h5").unlink()
+    os.utime(tmp_path / "in" / f"west_{times.compact(T0)}.h5", (0, T0.timestamp()))
+    again = take_in(domain, store, catalog)
+    assert (again.framed, again.duplicates) == (0, 1) and frame_rows(catalog)[T0] == before
+
+
+def test_moving_a_field_keeps_what_was_measured_where(tmp_path):
+    """Coverage stays as it is, and what would flow in from outside stays as it was measured."""
+    rng = np.random.default_rng(3)
+    rain = gaussian_filter(rng.normal(0, 1, (120, 200)), 4)
+    rain = np.where(rain > 0.05, 20 + 400 * rain, 0).astype(np.float32).clip(0, 60)
+    before, now, then = (rain[None, :, 40 - 6 * n : 160 - 6 * n].copy() for n in range(3))
+    hole = np.s_[:, 30:40, 50:60]
+    before[hole] = now[hole] = np.nan
+    moved = move_forward(before, now, 1.0, 0.0, 60.0)
+    assert np.array_equal(np.isnan(moved), np.isnan(now))
+    inner = np.s_[:, 20:-20, 20:-20]
+    error, stale = (np.nanmean(np.abs(field[inner] - then[inner])) for field in (moved, now))
+    assert error < 0.4 * stale
+    edge = np.s_[:, 20:-20, :3]
+    assert np.nanmean(np.abs(moved[edge] - now[edge])) < 2.0
 
 
 def test_late_is_when_the_file_arrives(tmp_path):

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -15,17 +17,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from pyproj import Geod
 
 from pipeline import times
+from pipeline.domain import Quality
 from pipeline.errors import BadInput
 from pipeline.prepare import domain_grid, prepare
 from pipeline.radar.decode import DecodeOptions, read_volume
+from pipeline.radar.formats import whole_records
 from pipeline.radar.gridding import grid_volume
+from pipeline.radar.quality import clean
 from pipeline.radar.volume import NO_ECHO_DBZ, Site, Volume
+from pipeline.source_settings import BlockedSector
 from pipeline.sources import open_polar_source
 from pipeline.sources.synthetic_radars import Scan, write_volume
-from tests.conftest import NOW
+from tests.conftest import NOW, PROJECT
 from tests.pipeline.test_ingest_volumes import NETWORK, T0, feed, frame_rows, states, take_in
 
 SITE = NETWORK.source.radars["west"]
@@ -386,3 +393,51 @@ def test_a_damaged_file_whose_time_is_in_its_header_is_not_passed_over(tmp_path,
     path.write_bytes(path.read_bytes()[:5000])
     os.utime(path, (T0.timestamp(), T0.timestamp()))
     assert "west.h5" in str(take_in(domain, store, catalog).quarantined)
+
+
+def test_a_file_that_is_no_three_scans_is_not_cut_in_three(tmp_path):
+    path = write(tmp_path / NAME, *(scan(e) for e in (0.5, 1.5, 2.4, 3.6, 5.5, 8.5)))
+    assert len(read(path, part=(0, 3)).sweeps) == 2
+    with pytest.raises(BadInput, match="no low sweep in part 2"):
+        read(path, part=(1, 3))
+
+
+def test_a_chunk_that_was_cut_off_costs_its_radials_only(sample_data, tmp_path, store, catalog):
+    import tarfile
+
+    with tarfile.open(sample_data / "volumes/nexrad_level2/nexrad_level2_chunks_KLOT.tar.gz") as tar:
+        pieces = {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
+    names = sorted(pieces)[:12]
+    cut = pieces[names[4]][:-100]
+    assert whole_records(cut) == b"" and whole_records(pieces[names[0]]) == pieces[names[0]]
+    (tmp_path / "v").write_bytes(b"".join(whole_records(cut if n == names[4] else pieces[n]) for n in names))
+    assert "hole of 61 degrees" in "; ".join(read(tmp_path / "v").defects)
+
+
+def test_a_process_that_read_odim_ends_well(tmp_path):
+    """HDF5 closes what is still open when Python is gone already."""
+    write(tmp_path / NAME, edit=put("dataset2/where", elangle=np.nan))
+    write(tmp_path / "good.h5")
+    script = (
+        "import sys; from pathlib import Path; from datetime import datetime, UTC\n"
+        "from pipeline.radar.decode import read_volume; from pipeline.errors import BadInput\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: read_volume(Path(path), 'r', datetime.now(UTC))\n"
+        "    except BadInput: print('refused')\n"
+        "import h5py; print(len(h5py.h5f.get_obj_ids(types=h5py.h5f.OBJ_FILE)))"
+    )
+    paths = [str(tmp_path / NAME), str(tmp_path / "good.h5")]
+    done = subprocess.run([sys.executable, "-c", script, *paths], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused", "0"]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("azimuths", "hidden"), [((0, 360), 360), ((350, 10), 20), ((10, 350), 340)], ids=["all", "over north", "most"]
+)
+def test_how_wide_a_blocked_sector_is(tmp_path, azimuths, hidden):
+    volume = read(write(tmp_path / NAME, scan()))
+    sector = BlockedSector(azimuths=azimuths, below_elevation=1.0)
+    cleaned, _ = clean(volume, Quality(), (sector,))
+    assert np.isnan(cleaned.sweeps[0].dbz).all(axis=1).sum() == hidden
+    with pytest.raises(ValidationError, match="all round"):
+        BlockedSector(azimuths=(10, 10), below_elevation=1.0)
