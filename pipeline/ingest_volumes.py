@@ -9,7 +9,7 @@ complete frame stands.
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -141,12 +141,21 @@ def _stale(work: _Work, start: datetime, end: datetime) -> set[datetime]:
     f = tables.frames.c
     inside = f.valid_time.between(times.seconds(start), times.seconds(end))
     rows = work.job.catalog.read(sa.select(tables.frames).where(f.domain == work.job.domain.name, inside))
-    used = {tables.from_seconds(row["valid_time"]): {(i["key"], i.get("etag")) for i in _inputs(row)} for row in rows}
-    belong: dict[tuple[datetime, str], set[tuple[str, str | None]]] = defaultdict(set)
+    inputs = {tables.from_seconds(row["valid_time"]): _inputs(row) for row in rows}
+    used = {slot: {(one["key"], one.get("etag")) for one in own} for slot, own in inputs.items()}
+    newest: dict[tuple[datetime, str], list[VolumeRef]] = defaultdict(list)
     for key, slot in work.slots.items():
-        belong[slot, work.listed[key].radar].add((key, work.listed[key].etag))
-    lacking = {slot for (slot, _), volumes in belong.items() if not volumes & used.get(slot, set())}
-    return {slot for slot in lacking if start <= slot <= end}
+        ref, there = work.listed[key], newest[slot, work.listed[key].radar]
+        if there and ref.nominal_time > there[0].nominal_time:
+            there.clear()
+        if not there or ref.nominal_time == there[0].nominal_time:
+            there.append(ref)
+    stale = {slot for (slot, _), refs in newest.items() if not {(r.key, r.etag) for r in refs} & used.get(slot, set())}
+    for slot, own in inputs.items():
+        stuck = [work.listed[i["key"]] for i in own if i["aligned"] == NOT_MOVED and i["key"] in work.listed]
+        if any(_before(work, ref, work.slots) for ref in stuck):
+            stale.add(slot)
+    return {slot for slot in stale if start <= slot <= end}
 
 
 def _slots(job: Job, listed: list[VolumeRef]) -> tuple[dict[str, datetime], dict[str, datetime]]:
@@ -390,16 +399,17 @@ def _after(work: _Work, ref: VolumeRef, slot: datetime) -> set[datetime]:
     }
 
 
+def _before(work: _Work, this: VolumeRef, keys: Iterable[str]) -> list[VolumeRef]:
+    """Of ``keys`` the radar's volumes before, the newest first, that are near enough to tell the motion."""
+    earliest = this.nominal_time - MOTION_REACH * work.job.domain.cadence
+    others = [work.listed[key] for key in keys if key in work.listed and work.listed[key].radar == this.radar]
+    near = [ref for ref in others if earliest <= ref.nominal_time < this.nominal_time]
+    return sorted(near, key=lambda ref: ref.nominal_time, reverse=True)
+
+
 def _volume_before(work: _Work, key: str, gridded: GriddedVolume) -> GriddedVolume | None:
     """The radar's volume before this one, if it is near enough to tell the motion."""
-    this = work.listed[key]
-    earliest = this.nominal_time - MOTION_REACH * work.job.domain.cadence
-    others = [
-        ref
-        for ref in work.listed.values()
-        if ref.radar == this.radar and earliest <= ref.nominal_time < this.nominal_time
-    ]
-    for ref in sorted(others, key=lambda r: r.nominal_time, reverse=True):
+    for ref in _before(work, work.listed[key], work.listed):
         before = work.gridded(ref.key)
         if before is not None and before.time < gridded.time and before.window == gridded.window:
             return before

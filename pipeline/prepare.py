@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import times
 from pipeline.domain import Domain, ProjectedGrid
-from pipeline.errors import BadInput, WorkerLost
+from pipeline.errors import BadInput, StoreUnavailable, WorkerLost
 from pipeline.grids import Grid, centred_grid
 from pipeline.ingest import FUTURE_TOLERANCE
 from pipeline.radar.clutter import read_map
@@ -112,7 +112,7 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
         return Prepared(ref, "quarantined", str(err))
     except OSError as err:
         return Prepared(ref, "unreadable", f"{ref.key}: cannot be read: {err.strerror or err}")
-    except MemoryError:
+    except (MemoryError, StoreUnavailable):
         raise
     except Exception as err:
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine

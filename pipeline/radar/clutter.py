@@ -20,7 +20,7 @@ SAME_ELEVATION, AZIMUTHS, RANGE_STEP_M, REACH_M = 0.1, 360, 1000.0, 150e3
 # weaker echo is not worth removing
 CLUTTER_DBZ = 5.0
 # a volume with echo over more of its gates beyond this distance is of rain
-DRY_BEYOND_M, DRY_SHARE = 60e3, 0.02
+DRY_BEYOND_M, DRY_SHARE, LOW_SWEEPS = 60e3, 0.02, 0.3
 FEWEST_VOLUMES = 5
 FORMAT_VERSION = 1
 
@@ -131,6 +131,8 @@ def _nearest(counts: dict[float, NDArray[np.int32]], elevation: float) -> float 
 
 
 def _is_dry(volume: Volume) -> bool:
-    far = [s.dbz[:, s.range_m + s.gate_m * np.arange(s.dbz.shape[1]) > DRY_BEYOND_M] for s in volume.sweeps]
+    lowest = min(sweep.elevation for sweep in volume.sweeps) + LOW_SWEEPS  # higher ones look over shallow rain
+    low = [sweep for sweep in volume.sweeps if sweep.elevation <= lowest]
+    far = [s.dbz[:, s.range_m + s.gate_m * np.arange(s.dbz.shape[1]) > DRY_BEYOND_M] for s in low]
     measured = sum(int((~np.isnan(dbz)).sum()) for dbz in far)
     return measured > 0 and sum(int((dbz > CLUTTER_DBZ).sum()) for dbz in far) <= DRY_SHARE * measured

@@ -32,6 +32,8 @@ SMALLEST_HOLE, SECTOR = 5.0, 180.0
 SAME_SCAN = 0.3
 # share of echo gates with which the sweep above may be without any
 LITTLE_ECHO = 0.05
+# so little echo proves nothing of the sweeps below
+SPECKS = 0.001
 # sweeps of a scan are not further from their median time
 LONGEST_SCAN = timedelta(minutes=20)
 
@@ -88,8 +90,11 @@ def read_volume(
                 return _volume(tree, kind, name, radar, nominal_time, options, announced)
         except BadInput:
             raise
+        except OSError as err:
+            if err.errno:
+                raise  # a full disk, or too many open files: not the file's fault
+            raise BadInput(f"{name}: cannot be read as {kind}: {(str(err).splitlines() or [''])[0]}") from err
         except (
-            OSError,
             EOFError,
             ValueError,
             KeyError,
@@ -167,10 +172,11 @@ def without_silent_sweeps(volume: Volume) -> Volume:
     measured nothing; Montancy's file of 10:30 has four such sweeps right above one that is half full of rain.
     """
     silent, below = [], 1.0
-    top = max((s.elevation for s in volume.sweeps if not s.blank), default=-90.0)
+    echo = {s.elevation: float((s.dbz > NO_ECHO_DBZ).mean()) for s in volume.sweeps if not s.blank}
+    top = max((elevation for elevation, share in echo.items() if share > SPECKS), default=-90.0)
     for sweep in sorted(volume.sweeps, key=lambda s: s.elevation):
         if not sweep.blank:
-            below = float((sweep.dbz > NO_ECHO_DBZ).mean())
+            below = echo[sweep.elevation]
         elif sweep.elevation < top or below > LITTLE_ECHO:
             silent.append(sweep)
     if not silent or len(silent) == len(volume.sweeps):

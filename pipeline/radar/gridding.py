@@ -19,6 +19,8 @@ from pipeline.grids import Grid
 from pipeline.radar.volume import Floats, Site, Sweep, Volume
 
 EFFECTIVE_EARTH_M = 4 / 3 * 6371000.0
+# a beam higher than this above sea level tells nothing of rain below
+HIGHEST_BEAM_M = 10_000.0
 # sweeps this close in elevation look at the same rain
 SAME_ELEVATION = 0.15
 # steps of the tables: a hundredth of a degree, and a tenth of the shortest gates in use
@@ -137,6 +139,8 @@ class _Stack:
     def add(self, n: int, values: Floats, height: Floats, cells: _Cells) -> None:
         """Take what the sweep ``n``, higher than those before, has to give."""
         valid = ~np.isnan(values)
+        if self.level.kind != "column_max" and np.nanmax(height) > HIGHEST_BEAM_M:
+            valid &= (height <= HIGHEST_BEAM_M).take(cells.distance)
         if self.level.kind == "lowest":
             self._keep_low(n, values, valid & np.isnan(self.low))
         elif self.level.kind == "column_max":
@@ -183,8 +187,11 @@ class _Stack:
 def _chosen(sweeps: tuple[Sweep, ...]) -> list[Sweep]:
     """One sweep per elevation, from low to high: of repeats the one made for reflectivity, then the latest."""
 
-    def quality(sweep: Sweep) -> tuple[bool, bool, bool, float, datetime]:
-        return sweep.filtered, sweep.surveillance, sweep.rhohv is not None, round(sweep.reach_m, -4), sweep.time
+    def quality(sweep: Sweep) -> tuple[bool, bool, bool, bool, float, datetime]:
+        # a repeat that was cut off, as at the end of a volume that is still scanned, must not win by being the latest
+        turn = len(sweep.azimuth) * float(np.median(np.diff(sweep.azimuth))) > 330
+        known = sweep.rhohv is not None
+        return turn, sweep.filtered, sweep.surveillance, known, round(sweep.reach_m, -4), sweep.time
 
     groups: list[list[Sweep]] = []
     for sweep in sorted(sweeps, key=lambda s: s.elevation):

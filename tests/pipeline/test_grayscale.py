@@ -16,6 +16,7 @@ from pipeline.frames.grayscale import (
     NO_ECHO,
     REMOVED,
     Frame,
+    join_channels,
     make_frame,
     pixel_of_rate,
     pixel_of_reflectivity,
@@ -26,7 +27,7 @@ from pipeline.frames.grayscale import (
 )
 from pipeline.grids import Grid, centred_grid
 from pipeline.sources import RainField
-from tests.conftest import brisbane_domain
+from tests.conftest import brisbane_domain, synthetic_domain
 
 GRID = Grid("EPSG:3035", (4, 4), 0.0, 0.0, 1000.0, 1000.0)
 TIME = datetime(2020, 1, 1, tzinfo=UTC)
@@ -174,3 +175,22 @@ def test_times_are_utc_and_inclusive():
     assert len(list(times.slots(start, end, timedelta(minutes=10)))) == 144
     with pytest.raises(ValueError, match="ISO 8601"):
         times.parse_time("yesterday")
+
+
+def test_reflectivity_is_held_at_the_hail_cap_and_removed_where_nothing_is_so_strong():
+    domain = synthetic_domain()
+    field = RainField(np.array([[54.0, 60.0, 74.0, 76.0]], np.float32), "reflectivity", GRID, TIME, 0.0)
+    frame, removed = make_frame(field, domain)
+    held = pixel_of_reflectivity(np.array([54.0, 55.0, 55.0], np.float32), domain.scale)
+    assert frame.rain[0, :3].tolist() == held.tolist()
+    assert (frame.state[0, 3], removed) == (REMOVED, 0.25)
+
+
+def test_channels_are_observed_where_all_are():
+    def made(*states) -> Frame:
+        state = np.array([states], np.uint8)
+        return Frame(np.where(state == ECHO, 100, 0).astype(np.uint8)[None], state)
+
+    both = join_channels([made(ECHO, NO_ECHO, ECHO, NO_COVERAGE), made(NO_ECHO, ECHO, NO_COVERAGE, ECHO)])
+    assert both.state.tolist() == [[ECHO, NO_ECHO, NO_COVERAGE, NO_COVERAGE]]
+    assert both.pixels[:, 0].tolist() == [[100, 0, 0, 0], [0, 100, 0, 0]]

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from pipeline import catalog as tables
 from pipeline import operations, times
 from pipeline.advection import move_forward
+from pipeline.errors import StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.frames.checks import frame_fault
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame
@@ -259,3 +260,52 @@ def test_late_is_when_the_file_arrives(tmp_path):
     assert on_time == delayed
     (ref,) = (r for r in SYNTHETIC.list(T0, T0) if r.radar == "east")
     assert delayed.stat().st_mtime == pytest.approx((ref.arrived_at + late).timestamp())
+
+
+def test_what_the_source_says_of_its_radars_reaches_the_frame(tmp_path, store, catalog):
+    """Blocked sectors, the way of combining, and the least coverage."""
+    west = {"azimuths": [200, 340], "below_elevation": 90}
+    put_in = tmp_path / "in"
+    frames = {}
+    cases = {"plain": {}, "max": {"mosaic": "max"}, "blocked": {"blocked": {"west": [west], "east": [west]}}}
+    for name, changes in cases.items():
+        domain = feed(put_in, **changes).model_copy(update={"name": name})
+        put(put_in, T0)
+        take_in(domain, store, catalog)
+        frames[name] = Archive(store, domain).read(T0)
+    strong = {name: (frame.rain > 118).sum() for name, frame in frames.items()}
+    assert strong["max"] > strong["plain"]
+    assert frames["blocked"].observed.mean() < frames["plain"].observed.mean() - 0.05
+    (put_in / f"east_{times.compact(T0)}.h5").unlink()
+    quality = NETWORK.quality.model_copy(update={"min_coverage": 0.999})
+    refused = take_in(feed(put_in).model_copy(update={"name": "whole", "quality": quality}), store, catalog)
+    assert refused.framed == 0 and "quality.min_coverage" in refused.quarantined[0][1]
+
+
+def test_an_unusable_clutter_map_or_a_full_disk_is_not_the_volumes_fault(tmp_path, store, catalog):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    path = store.clutter("net") / "west.npz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK\x03\x04broken")
+    with pytest.raises(StoreUnavailable, match=r"west\.npz"):
+        take_in(domain, store, catalog)
+    path.unlink()
+    assert take_in(domain, store, catalog).framed == 1 and set(states(catalog).values()) == {"framed"}
+
+
+def test_of_two_volumes_in_an_instant_the_newer_is_taken_after_an_ended_ingest(tmp_path, store, catalog, monkeypatch):
+    domain, half = feed(tmp_path / "in"), STEP / 2
+    put(tmp_path / "in", T0 - half, radars=("west",))
+    take_in(domain, store, catalog)
+    put(tmp_path / "in", T0, radars=("west",))
+
+    def ended(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest_volumes._make_frame", ended)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(domain, store, catalog)
+    assert take_in(domain, store, catalog).framed >= 1
+    assert inputs(catalog)["west"]["key"] == f"west_{times.compact(T0)}.h5"

@@ -164,3 +164,19 @@ def test_order_does_not_matter():
     parts = [gridded("a", 40.0), gridded("b", 20.0), gridded("c", 31.0, 900.0)]
     one, other = combine(parts, GRID.shape, CAPPI), combine(parts[::-1], GRID.shape, CAPPI)
     assert np.array_equal(one.dbz, other.dbz, equal_nan=True)
+
+
+def test_a_repeat_that_was_cut_off_does_not_win_by_being_later():
+    first = sweep(0.5, fill=20.0)
+    again = dataclasses.replace(sweep(0.5, fill=30.0), time=first.time + timedelta(minutes=2))
+    part = dataclasses.replace(again, azimuth=again.azimuth[:90], dbz=again.dbz[:90])
+    assert (np.nanmax(grid_volume(volume(first, part), GRID, LOWEST).dbz)) == 20.0
+    assert (np.nanmax(grid_volume(volume(first, again), GRID, LOWEST).dbz)) == 30.0
+
+
+def test_a_beam_far_above_the_rain_is_no_measurement_of_it():
+    high = volume(sweep(30.0, fill=NO_ECHO_DBZ))
+    for level, far in ((CAPPI, np.nan), (LOWEST, np.nan), ((Level("column_max"),), NO_ECHO_DBZ)):
+        dbz = full(made := grid_volume(high, GRID, level), made.dbz[0])
+        assert dbz[CENTRE, CENTRE + 10] == NO_ECHO_DBZ
+        assert np.array_equal(dbz[CENTRE, CENTRE + 40], np.float32(far), equal_nan=True)
