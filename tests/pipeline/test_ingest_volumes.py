@@ -132,7 +132,7 @@ def test_an_ingest_that_was_ended_before_its_frame_is_finished_by_the_next(tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ingest_volumes._make_frame", ended)
+        patch.setattr("pipeline.ingest_volumes.frame_instant", ended)
         with pytest.raises(KeyboardInterrupt):
             take_in(domain, store, catalog)
     assert set(states(catalog).values()) == {"framed"} and frame_rows(catalog) == {}

@@ -304,7 +304,7 @@ def test_of_two_volumes_in_an_instant_the_newer_is_taken_after_an_ended_ingest(t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ingest_volumes._make_frame", ended)
+        patch.setattr("pipeline.ingest_volumes.frame_instant", ended)
         with pytest.raises(KeyboardInterrupt):
             take_in(domain, store, catalog)
     assert take_in(domain, store, catalog).framed >= 1
