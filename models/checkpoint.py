@@ -118,6 +118,8 @@ def read_card(folder: Path) -> Card:
         card = Card(**data)
     except TypeError as err:
         raise CheckpointError(f"{path}: {err}") from err
+    if not isinstance(card.product, str | list):
+        raise CheckpointError(f"{path}: product must be a name or a list of names, found {card.product!r}")
     numbers = [card.dbz_min, card.dbz_max, *_list(card.cadences_minutes), *_list(card.spacing_m)]
     if not all(isinstance(n, int | float) for n in numbers) or len(_list(card.spacing_m)) != 2:
         raise CheckpointError(f"{path}: scale, cadences_minutes and spacing_m [smallest, largest] must be numbers")

@@ -96,6 +96,8 @@ def frame_instant(work: Work, slot: datetime) -> None:
         for radar, (key, gridded) in sorted(group.items()):
             offset = (slot - gridded.time).total_seconds()
             at_slot, how = _moved(work, key, gridded, offset)
+            if group is carried and how == NOT_MOVED:
+                continue  # what cannot be moved would be stale
             moved.append(at_slot)
             inputs.append(
                 {
@@ -224,7 +226,7 @@ def _why_it_stands(
     stuck = [r for r, one in now.items() if one["aligned"] == NOT_MOVED and before.get(r, one)["aligned"] != NOT_MOVED]
     if stuck and set(before) == set(now):
         return f"was framed with {', '.join(stuck)} moved forward; the volume before, which told the way, has left"
-    if standing is not None and before and coverage < LESS_COMPLETE * standing["coverage"]:
+    if standing is not None and coverage < LESS_COMPLETE * standing["coverage"]:
         return f"was framed with coverage {standing['coverage']:.3f}, now it would be {coverage:.3f}"
     return ""
 

@@ -11,6 +11,7 @@ from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
 
 # a field with fewer measured cells may be of one value by chance
 FEW_CELLS = 100
+SAME_COVERAGE = 0.02
 
 
 def frame_fault(frame: Frame, domain: Domain, time: datetime, before: Row | None) -> str:
@@ -30,8 +31,9 @@ def frame_fault(frame: Frame, domain: Domain, time: datetime, before: Row | None
     seen = frame.rain[np.isin(frame.state, (ECHO, NO_ECHO))]
     if len(seen) >= FEW_CELLS and seen[0] > 0 and (seen == seen[0]).all():
         return f"{times.iso(time)}: all {len(seen)} observed cells have one value; a test signal, not rain"
-    if quality.max_echo_jump and before is not None and before["coverage"]:
-        now, then = float((frame.state == ECHO).mean()) / coverage, before["echo"] / before["coverage"]
+    # a radar that comes back shows rain that was there before, so only like coverage is compared
+    if quality.max_echo_jump and before is not None and abs(coverage - before["coverage"]) <= SAME_COVERAGE:
+        now, then = float((frame.state == ECHO).mean()) / coverage, before["echo"] / max(before["coverage"], 1e-6)
         if now - then > quality.max_echo_jump:
             return (
                 f"{times.iso(time)}: echo over {now:.0%} of the observed cells, {then:.0%} one frame before; more than "

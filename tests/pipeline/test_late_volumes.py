@@ -78,7 +78,7 @@ def test_a_radar_slower_than_the_axis_is_carried_on_and_nothing_is_verified_ther
 
 def test_a_radar_is_not_carried_on_twice(tmp_path, store, catalog):
     domain = feed(tmp_path / "in")
-    put(tmp_path / "in", T0 - STEP, radars=("east", "west"))
+    put(tmp_path / "in", T0 - 2 * STEP, T0 - STEP, radars=("east", "west"))
     put(tmp_path / "in", T0, T0 + STEP, radars=("east",))
     take_in(domain, store, catalog)
     assert set(inputs(catalog, T0)) == {"east", "west"} and set(inputs(catalog, T0 + STEP)) == {"east"}
@@ -167,6 +167,8 @@ def test_whole_frames_that_are_no_rain():
     part = Frame(usual.pixels, np.where(np.arange(64) < 5, usual.state, NO_COVERAGE).astype(np.uint8))
     seen = {"coverage": float(part.observed.mean()), "echo": float((part.state == ECHO).mean())}
     assert frame_fault(usual, domain, T0, seen) == ""
+    dry_part = {"coverage": 0.5, "echo": 0.0}  # one of two radars, and no rain where it sees
+    assert frame_fault(everywhere, domain, T0, dry_part) == ""
 
 
 def scans_of(folder, sample_data, count, since=0):
