@@ -81,6 +81,11 @@ def frequent_echo(sweep: Sweep, quality: Quality, clutter: ClutterMap | None) ->
     return np.asarray((sweep.dbz > NO_ECHO_DBZ) & (frequency >= quality.clutter_frequency))
 
 
+def too_strong(sweep: Sweep, quality: Quality) -> Mask | None:
+    """Echo above ``quality.max_dbz``, which no rain and no hail gives."""
+    return np.asarray(sweep.dbz > quality.max_dbz) if quality.max_dbz else None
+
+
 def low_correlation(sweep: Sweep, quality: Quality) -> Mask | None:
     """Echo that is not rain by its co-polar correlation (ground, insects, chaff).
 
@@ -187,4 +192,10 @@ def _gates_below(sweep: Sweep, height_m: float) -> int:
     return int((height < height_m).sum())
 
 
-_STEPS = {"low correlation": low_correlation, "still echo": still_echo, "ground echo": ground_echo, "specks": specks}
+_STEPS = {
+    "too strong": too_strong,
+    "low correlation": low_correlation,
+    "still echo": still_echo,
+    "ground echo": ground_echo,
+    "specks": specks,
+}

@@ -136,6 +136,12 @@ def test_the_next_ingest_uses_what_was_learnt(sample_data, root, store, catalog)
     assert shares[1] < 0.3 * shares[0]
 
 
+def test_echo_that_nothing_gives_is_removed_before_the_field_is_moved():
+    strong = volume(np.s_[10:20, 50:60], 78.0)
+    assert clean(strong, ONLY_MAP)[1] == {"too strong": pytest.approx(1.0)}
+    assert clean(strong, replace_quality(max_dbz=0))[1] == {}
+
+
 def test_composites_have_no_clutter_maps(store):
     with pytest.raises(NowcastError, match="polar volumes"):
         learn_clutter(synthetic_domain(), store, TIME, TIME)
