@@ -112,7 +112,10 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
         return Prepared(ref, "quarantined", str(err))
     except OSError as err:
         return Prepared(ref, "unreadable", f"{ref.key}: cannot be read: {err.strerror or err}")
-    except (MemoryError, StoreUnavailable):
+    except MemoryError:
+        # perhaps others took it; this volume is tried again, and the rest goes on
+        return Prepared(ref, "unreadable", f"{ref.key}: not enough memory to decode its {ref.size} bytes")
+    except StoreUnavailable:
         raise
     except Exception as err:
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine

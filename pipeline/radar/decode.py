@@ -140,7 +140,7 @@ def _volume(
     if not sweeps:
         why = "; ".join(defects + without) or "it holds no sweep"
         raise BadInput(f"{name}: no sweep with reflectivity can be used: {why[:500]}")
-    sweeps, clocks = _of_one_scan(sweeps)
+    sweeps, clocks = of_one_scan(sweeps)
     if len(keys) < announced:
         defects.append(f"{len(keys)} of {announced} sweeps")
     defects += clocks + _holes(sweeps)
@@ -152,7 +152,7 @@ def _elevation(sweep: Any) -> float:
     return value if value >= -2 else 90.0
 
 
-def _of_one_scan(sweeps: list[Sweep]) -> tuple[list[Sweep], list[str]]:
+def of_one_scan(sweeps: list[Sweep]) -> tuple[list[Sweep], list[str]]:
     """Sweeps whose clock agrees with that of the others, and what is wrong with those left out."""
     middle = sorted(sweep.time for sweep in sweeps)[len(sweeps) // 2]
     good = [sweep for sweep in sweeps if abs(sweep.time - middle) <= LONGEST_SCAN]

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import times
 from pipeline.errors import BadInput, StoreUnavailable
-from pipeline.radar.decode import DecodeOptions, read_volume
+from pipeline.radar.decode import DecodeOptions, of_one_scan, read_volume
 from pipeline.radar.formats import header_time, whole_records
 from pipeline.radar.volume import Site, Volume
 from pipeline.source_settings import VolumesSource
@@ -94,7 +94,10 @@ class VolumeFolder:
             # without one it is refused when it is read, so that it does not pass unnoticed
             return datetime.fromtimestamp(stat.st_mtime, UTC) if isinstance(found, str) else found
         try:
-            return datetime.strptime(text, self.config.time_format).replace(tzinfo=UTC)
+            found_time = datetime.strptime(text, self.config.time_format).replace(tzinfo=UTC)
+            if found_time.year not in times.YEARS:
+                raise ValueError(f"the year is {found_time.year}")
+            return found_time
         except ValueError as err:
             raise BadInput(f"{entry.name}: its time {text!r} is not of the form {self.config.time_format}") from err
 
@@ -201,5 +204,6 @@ def _joined(parts: list[Volume | str], ref: VolumeRef) -> Volume:
     bad = tuple(part for part in parts if isinstance(part, str))
     if not volumes:
         raise BadInput(f"{ref.key}: none of its files can be used: {'; '.join(bad)[:500]}")
-    sweeps = tuple(sorted((s for v in volumes for s in v.sweeps), key=lambda s: (s.time, s.elevation)))
-    return Volume(ref.radar, volumes[0].site, sweeps, bad + tuple(d for v in volumes for d in v.defects))
+    sweeps, clocks = of_one_scan(sorted((s for v in volumes for s in v.sweeps), key=lambda s: (s.time, s.elevation)))
+    defects = (*bad, *clocks, *(d for v in volumes for d in v.defects))
+    return Volume(ref.radar, volumes[0].site, tuple(sweeps), defects)

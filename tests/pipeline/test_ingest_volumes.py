@@ -62,6 +62,18 @@ def take_in(domain, store, catalog, start=T0 - STEP, end=T0 + STEP, now=NOW):
     return ingest(domain, store, catalog, start, end, now)
 
 
+def end_before_the_frame(monkeypatch, domain, store, catalog):
+    """An ingest that is interrupted when it has recorded the volumes."""
+
+    def ended(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest_volumes.frame_instant", ended)
+        with pytest.raises(KeyboardInterrupt):
+            take_in(domain, store, catalog)
+
+
 def frame_rows(catalog) -> dict[datetime, dict]:
     rows = catalog.read(sa.select(tables.frames).order_by(tables.frames.c.valid_time))
     return {tables.from_seconds(row["valid_time"]): row for row in rows}
@@ -128,13 +140,7 @@ def test_an_ingest_that_was_ended_before_its_frame_is_finished_by_the_next(tmp_p
     domain = feed(tmp_path / "in")
     put(tmp_path / "in", T0)
 
-    def ended(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ingest_volumes.frame_instant", ended)
-        with pytest.raises(KeyboardInterrupt):
-            take_in(domain, store, catalog)
+    end_before_the_frame(monkeypatch, domain, store, catalog)
     assert set(states(catalog).values()) == {"framed"} and frame_rows(catalog) == {}
     assert take_in(domain, store, catalog).framed == 1
     assert len(json.loads(frame_rows(catalog)[T0]["inputs"])) == 2

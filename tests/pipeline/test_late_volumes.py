@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import h5py
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -24,8 +25,20 @@ from pipeline.radar.decode import DecodeOptions, read_volume
 from pipeline.radar.formats import MESSAGE_HEADER, plain_file
 from pipeline.sources.synthetic_faults import write_faulty
 from pipeline.sources.synthetic_radars import RadarNetwork, write_volume
+from pipeline.sources.volumes import VolumeFolder
 from tests.conftest import NOW, settings_for, synthetic_domain
-from tests.pipeline.test_ingest_volumes import GRID, NETWORK, STEP, T0, feed, frame_rows, put, states, take_in
+from tests.pipeline.test_ingest_volumes import (
+    GRID,
+    NETWORK,
+    STEP,
+    T0,
+    end_before_the_frame,
+    feed,
+    frame_rows,
+    put,
+    states,
+    take_in,
+)
 
 SYNTHETIC = RadarNetwork(NETWORK.source, NETWORK)
 
@@ -302,12 +315,37 @@ def test_of_two_volumes_in_an_instant_the_newer_is_taken_after_an_ended_ingest(t
     take_in(domain, store, catalog)
     put(tmp_path / "in", T0, radars=("west",))
 
-    def ended(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ingest_volumes.frame_instant", ended)
-        with pytest.raises(KeyboardInterrupt):
-            take_in(domain, store, catalog)
+    end_before_the_frame(monkeypatch, domain, store, catalog)
     assert take_in(domain, store, catalog).framed >= 1
     assert inputs(catalog)["west"]["key"] == f"west_{times.compact(T0)}.h5"
+
+
+def test_a_volume_that_takes_all_the_memory_is_tried_again_and_the_rest_goes_on(tmp_path, store, catalog, monkeypatch):
+    domain = feed(tmp_path / "in")
+    put(tmp_path / "in", T0)
+    read = VolumeFolder.read
+
+    def exhausted(self, ref, scratch):
+        if ref.radar == "east":
+            raise MemoryError
+        return read(self, ref, scratch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VolumeFolder, "read", exhausted)
+        result = take_in(domain, store, catalog)
+    assert result.framed == 1 and "not enough memory" in result.quarantined[0][1] and set(inputs(catalog)) == {"west"}
+    assert take_in(domain, store, catalog).framed == 1 and set(inputs(catalog)) == {"east", "west"}
+
+
+def test_one_sweep_file_with_a_wrong_clock_does_not_cost_its_cycle(sample_data, tmp_path, store, catalog):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    scans_of(folder, sample_data, 5)
+    with h5py.File(next(folder.glob("T_PAZB63*")), "r+") as file:
+        for edge in ("start", "end"):
+            file["dataset1/what"].attrs[f"{edge}date"] = np.bytes_("20220420")
+        for name in [n for n in file["dataset1"].get("how", {}).attrs if "T" in n] if "how" in file["dataset1"] else []:
+            del file["dataset1/how"].attrs[name]
+    start = datetime(2023, 4, 20, 6, 45, tzinfo=UTC)
+    result = ingest(avesnes(folder), store, catalog, start, start + timedelta(minutes=20), NOW)
+    assert result.framed == 1 and "the others of 2023-04-20T06:5" in result.defects[0]
