@@ -46,8 +46,8 @@ class Quality(Frozen):
     (``pipeline.radar.quality``). A gate or cell above ``max_dbz`` is removed, and other reflectivity held at
     ``hail_cap_dbz`` before it becomes rain, since hail is not. A cell above ``max_rate_mm_h`` is removed (the largest
     5-minute rates on record stay below 500 mm/h). A frame is refused whose observed share is below ``min_coverage``,
-    since a silent radar must not read as a dry one, whose echo area grows by more than ``max_echo_jump`` of the observed
-    one in a cadence while the coverage stays, or that has one value throughout (``pipeline.frames.checks``).
+    since a silent radar must not read as a dry one, whose echo area grows by more than ``max_echo_jump`` of the
+    observed one in a cadence while the coverage stays, or that has one value throughout (``pipeline.frames.checks``).
     """
 
     max_rate_mm_h: float = Field(500.0, gt=0)
