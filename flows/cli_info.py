@@ -57,18 +57,20 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
 @networks_app.command("list")
 def networks_list(config: UnusedConfig = None, as_json: AsJson = False) -> None:
     """Every network of the zoo: parameters, input and output (batch, time, channel, height, width)."""
-    from models.zoo import ZOO, describe
+    from models.zoo import BASELINES, ZOO, describe
 
-    rows = [describe(name) for name in ZOO]
+    rows = [describe(name) for name in (*ZOO, *BASELINES)]
     if as_json:
         console.print_json(rows)
         return
     table = console.table("name", "parameters", "input", "output", "source")
     for row in rows:
-        shapes = (" x ".join(map(str, row[key][1:])) for key in ("input_shape", "output_shape"))
+        shapes = (" x ".join(map(str, row[key][1:])) if row[key] else "any" for key in ("input_shape", "output_shape"))
         table.add_row(row["name"], f"{row['parameters']:,}", *shapes, row["source"])
     out.print(table)
-    out.print("shapes are time x channel x height x width; any height, width, input and output length is accepted")
+    out.print(
+        "shapes are time x channel x height x width, of the source's task; docs/networks.md says what each can take"
+    )
 
 
 @models_app.command("list")

@@ -64,7 +64,7 @@ def estimate_motion(frames: Tensor, observed: Tensor, config: MotionConfig = Mot
         if values.shape[-2:] != motion.shape[-2:]:
             motion = F.interpolate(motion, values.shape[-2:], mode="bilinear", align_corners=False) * round(scale)
         for _ in range(config.iterations):
-            step, texture = _fit(_blur(values, config.presmoothing), weight, motion, config)
+            step, texture = _fit(blur(values, config.presmoothing), weight, motion, config)
             motion = motion + step
     motion = _weighted_blur(motion, texture, config.smoothing)
     if finest:
@@ -84,11 +84,11 @@ def _fit(values: Tensor, weight: Tensor, motion: Tensor, config: MotionConfig) -
     moved = sample(both, position)
     inside = (position >= 0).all(1, keepdim=True) & (position[:, :1] <= width - 1) & (position[:, 1:] <= height - 1)
     w = moved[:, 1:] * weight[:, 1:].reshape(-1, 1, height, width) * inside
-    gx, gy = _gradient(0.5 * (moved[:, :1] + later))
+    gx, gy = gradient(0.5 * (moved[:, :1] + later))
     residual = later - moved[:, :1]
     products = torch.cat((gx * gx, gx * gy, gy * gy, gx * residual, gy * residual), dim=1) * w
     products = products.reshape(batch, time - 1, 5, height, width).mean(dim=1)
-    xx, xy, yy, xr, yr = _blur(products, config.window).unbind(dim=1)
+    xx, xy, yy, xr, yr = blur(products, config.window).unbind(dim=1)
     trace = xx + yy
     ridge = config.tikhonov * trace.mean(dim=(-2, -1), keepdim=True) + 1e-9
     a, d = xx + ridge, yy + ridge
@@ -98,7 +98,7 @@ def _fit(values: Tensor, weight: Tensor, motion: Tensor, config: MotionConfig) -
     return step.clamp(-1.5, 1.5), trace.unsqueeze(1)
 
 
-def _gradient(field: Tensor) -> tuple[Tensor, Tensor]:
+def gradient(field: Tensor) -> tuple[Tensor, Tensor]:
     """Central differences along columns and rows."""
     padded = F.pad(field, (1, 1, 1, 1), mode="replicate")
     return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
@@ -109,10 +109,10 @@ def _weighted_blur(field: Tensor, weight: Tensor, sigma: float) -> Tensor:
     floor = 1e-3 * weight.mean(dim=(-2, -1), keepdim=True) + 1e-12
     total = (weight.sum(dim=(-2, -1), keepdim=True)).clamp_min(1e-12)
     mean = (field * weight).sum(dim=(-2, -1), keepdim=True) / total
-    return (_blur(field * weight, sigma) + floor * mean) / (_blur(weight, sigma) + floor)
+    return (blur(field * weight, sigma) + floor * mean) / (blur(weight, sigma) + floor)
 
 
-def _blur(field: Tensor, sigma: float) -> Tensor:
+def blur(field: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur (batch, channel, height, width), zero outside."""
     radius = max(1, round(2.5 * sigma))
     offsets = torch.arange(-radius, radius + 1, device=field.device, dtype=field.dtype)

@@ -1,16 +1,36 @@
 """ConvLSTM cell. Source: Shi et al. 2015, eq. 3; without peepholes as Wu 2019 uses it."""
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import Any
 
-State = tuple[Tensor, Tensor]
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
+
+NHWC = torch.channels_last
+
+
+@dataclass
+class State:
+    """Hidden and cell state, each (batch, hidden, height, width); the cell state is float32.
+
+    ``joined`` is the workspace (batch, inputs + hidden, height, width) of which ``h`` is the last part. Without
+    gradients the next hidden state is written into it, so a state is used once.
+    """
+
+    h: Tensor
+    c: Tensor
+    joined: Tensor | None = None
 
 
 class ConvLSTMCell(nn.Module):
     """One ConvLSTM step on (batch, channel, height, width).
 
-    All gates come from one convolution over the concatenated input and hidden state, which is the same
-    arithmetic as separate input and recurrent kernels and one launch instead of two.
+    All gates come from one convolution over the concatenated input and hidden state. Memory is laid out with the
+    channels last, which CPU and GPU convolve fastest. With gradients a whole sequence is one node of the graph
+    (``_Scan``); without, states are overwritten in place.
 
     Args:
         inputs: channels of the input.
@@ -24,27 +44,186 @@ class ConvLSTMCell(nn.Module):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"ConvLSTM kernel must be odd to keep the grid in place, got {kernel}")
-        self.hidden = hidden
+        self.inputs, self.hidden = inputs, hidden
         self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, kernel, padding=kernel // 2)
         self.peephole = nn.Parameter(torch.zeros(3, hidden, 1, 1)) if peepholes else None
         nn.init.xavier_uniform_(self.gates.weight)
         bias = torch.zeros(4 * hidden)
         bias[hidden : 2 * hidden] = 1.0  # forget gate: remember by default
         self.gates.bias = nn.Parameter(bias)
+        self.gates.weight.data = self.gates.weight.data.contiguous(memory_format=NHWC)
+
+    def zero_state(self, x: Tensor) -> State:
+        """Zero state on the grid and device of ``x`` (batch, any, height, width)."""
+        batch, height, width = x.shape[0], *x.shape[-2:]
+        c = _empty(x, batch, self.hidden, torch.promote_types(x.dtype, torch.float32)).zero_()
+        if torch.is_grad_enabled():
+            return State(x.new_zeros((batch, self.hidden, height, width)), c)
+        joined = _empty(x, batch, self.inputs + self.hidden, _working_dtype(x)).zero_()
+        return State(joined[:, self.inputs :], c, joined)
 
     def forward(self, x: Tensor, state: State) -> State:
-        """Return the next (hidden, cell), each (batch, hidden, height, width)."""
-        h, c = state
-        i, f, o, g = self.gates(torch.cat((x, h), dim=1)).chunk(4, dim=1)
+        """Return the next state; ``x`` is (batch, inputs, height, width)."""
+        if state.joined is not None and not torch.is_grad_enabled():
+            return self._advance(x, state)
         if self.peephole is not None:
-            i = i + self.peephole[0] * c
-            f = f + self.peephole[1] * c
+            return self._step(x, state)
+        return self.scan(x.unsqueeze(0), state)[1]
+
+    def scan(self, xs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Run over a whole sequence.
+
+        Args:
+            xs: (time, batch, inputs, height, width).
+            state: to start from; None is zero.
+
+        Returns:
+            Hidden states (time, batch, hidden, height, width), and the last state.
+        """
+        if torch.is_grad_enabled() and self.peephole is None:
+            start = (None, None) if state is None else (state.h, state.c)
+            hs, h, c = _Scan.apply(xs, *start, self.gates.weight, self.gates.bias, _working_dtype(xs))  # type: ignore[no-untyped-call]
+            return hs, State(h, c)
+        hidden = []
+        state = self.zero_state(xs[0]) if state is None else state
+        for x in xs:
+            state = self(x, state)
+            hidden.append(state.h.clone() if state.joined is not None else state.h)
+        return torch.stack(hidden), state
+
+    def _step(self, x: Tensor, state: State) -> State:
+        """The equations as they are printed; the only way with peepholes."""
+        i, f, o, g = self.gates(torch.cat((x, state.h.to(x.dtype)), dim=1)).chunk(4, dim=1)
+        c = state.c
+        if self.peephole is not None:
+            i, f = i + self.peephole[0] * c, f + self.peephole[1] * c
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         if self.peephole is not None:
             o = o + self.peephole[2] * c
-        return torch.sigmoid(o) * torch.tanh(c), c
+        return State((torch.sigmoid(o) * torch.tanh(c)).to(x.dtype), c)
 
-    def zero_state(self, x: Tensor) -> State:
-        """Zero state on the grid, device and dtype of ``x`` (batch, any, height, width)."""
-        zeros = x.new_zeros((x.shape[0], self.hidden, *x.shape[-2:]))
-        return zeros, zeros
+    def _advance(self, x: Tensor, state: State) -> State:
+        """The same without gradients, in place."""
+        joined, c = state.joined, state.c
+        assert joined is not None
+        joined[:, : self.inputs].copy_(x)
+        weight, bias = self.gates.weight.to(joined.dtype), self.gates.bias.to(joined.dtype)  # type: ignore[union-attr]
+        gates = F.conv2d(joined, weight, bias, padding=weight.shape[-1] // 2)
+        i, f, o, g = gates.chunk(4, dim=1)
+        if self.peephole is not None:
+            i.add_(self.peephole[0] * c)
+            f.add_(self.peephole[1] * c)
+        else:
+            gates[:, : 3 * self.hidden].sigmoid_()
+        _tanh_(g)
+        if self.peephole is not None:
+            c = c.mul_(f.sigmoid_()).add_(g.mul_(i.sigmoid_()))
+            o.add_(self.peephole[2] * c).sigmoid_()
+        else:
+            c = c.mul_(f).add_(g.mul_(i))
+        h = joined[:, self.inputs :]
+        torch.mul(_tanh_(g.copy_(c)), o, out=h)
+        return State(h, c, joined)
+
+
+class _Scan(torch.autograd.Function):
+    """A ConvLSTM layer over a whole sequence as one node.
+
+    The input is convolved for all times at once, the weights get their gradient from one convolution over all times,
+    and the gates are kept once, activated, and overwritten by their gradients on the way back (so a second backward
+    pass is refused).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, xs: Tensor, h: Tensor | None, c: Tensor | None, weight: Tensor, bias: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        time, batch, inputs = xs.shape[:3]
+        padding = weight.shape[-1] // 2
+        w = weight.to(dtype)
+        wx, wh = w[:, :inputs].contiguous(memory_format=NHWC), w[:, inputs:].contiguous(memory_format=NHWC)
+        x = xs.flatten(0, 1).to(dtype).contiguous(memory_format=NHWC)
+        gates = F.conv2d(x, wx, bias.to(dtype), padding=padding).contiguous(memory_format=NHWC)
+        hidden = wh.shape[1]
+        hs = _empty(x, batch * (time + 1), hidden, dtype)
+        cs = _empty(x, batch * (time + 1), hidden, torch.promote_types(xs.dtype, torch.float32))
+        hs[:batch], cs[:batch] = 0 if h is None else h, 0 if c is None else c
+        for t in range(time):
+            now, then = slice(t * batch, (t + 1) * batch), slice((t + 1) * batch, (t + 2) * batch)
+            z = gates[now]
+            if t or h is not None:
+                z.add_(F.conv2d(hs[now], wh, padding=padding))
+            i, f, o, g = z.chunk(4, dim=1)
+            z[:, : 3 * hidden].sigmoid_()
+            _tanh_(g)
+            torch.mul(cs[now], f, out=cs[then])
+            cs[then].addcmul_(i.to(cs.dtype), g.to(cs.dtype))
+            hs[then] = _tanh_(cs[then].clone()).mul_(o)
+        ctx.save_for_backward(x, hs, cs, wx, wh, gates)
+        ctx.shapes, ctx.padding, ctx.spent = (time, batch, weight.dtype, xs.dtype), padding, False
+        ctx.set_materialize_grads(False)
+        outputs = hs[batch:].unflatten(0, (time, batch)).to(xs.dtype)
+        return outputs, hs[-batch:].to(xs.dtype, copy=True), cs[-batch:].clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError("a ConvLSTM sequence can be differentiated once: its gates hold their gradients now")
+        ctx.spent = True
+        x, hs, cs, wx, wh, gates = ctx.saved_tensors
+        time, batch, weight_dtype, x_dtype = ctx.shapes
+        from_outputs, dh, dc = grads
+        dh = torch.zeros_like(hs[:batch]) if dh is None else dh.to(hs.dtype)
+        dc = torch.zeros_like(cs[:batch]) if dc is None else dc.clone()
+        back = wh.flip(2, 3).transpose(0, 1).contiguous(memory_format=NHWC)
+        for t in reversed(range(time)):
+            now = slice(t * batch, (t + 1) * batch)
+            if from_outputs is not None:
+                dh = dh + from_outputs[t]
+            z = gates[now]
+            i, f, o, g = z.chunk(4, dim=1)
+            tanh_c = _tanh_(cs[(t + 1) * batch : (t + 2) * batch].clone())
+            dho = dh * o
+            dc.add_(dho).sub_(dho * tanh_c * tanh_c)
+            # each gate is read for the last time before its own gradient takes its place
+            do = (dho * tanh_c).mul_(1 - o)
+            di = (dc * g).mul_(i).mul_(1 - i)
+            g.copy_((dc * i).mul_(1 - g * g))
+            i.copy_(di)
+            o.copy_(do)
+            df = (dc * cs[now]).mul_(f).mul_(1 - f)
+            dc.mul_(f)
+            f.copy_(df)
+            if t or ctx.needs_input_grad[1]:
+                dh = F.conv2d(z, back, padding=ctx.padding)
+        weights = [
+            conv2d_weight(values, w.shape, gates, padding=ctx.padding)
+            for values, w in ((x, wx), (hs[: time * batch], wh))
+        ]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = F.conv2d(gates, wx.flip(2, 3).transpose(0, 1), padding=ctx.padding).unflatten(0, (time, batch))
+            dx = dx.to(x_dtype)
+        bias = gates.sum(dim=(0, 2, 3), dtype=weight_dtype)
+        dh = dh.to(x_dtype) if ctx.needs_input_grad[1] else None
+        return dx, dh, dc if ctx.needs_input_grad[2] else None, torch.cat(weights, dim=1).to(weight_dtype), bias, None
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    """What convolutions compute in here: the type of automatic mixed precision, else that of the data."""
+    device = x.device.type
+    mixed = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else x.dtype
+
+
+def _empty(like: Tensor, batch: int, channels: int, dtype: torch.dtype) -> Tensor:
+    shape = (batch, channels, *like.shape[-2:])
+    return torch.empty(shape, device=like.device, dtype=dtype, memory_format=NHWC)
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """Hyperbolic tangent in place; in float32 by the logistic function, whose CPU kernel is six times faster."""
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return x.tanh_()

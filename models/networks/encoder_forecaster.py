@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.contract import Prediction
+from models.heads import Head
+from models.layers.attention import TemporalAttention
 from models.layers.conv_lstm import ConvLSTMCell, State
+from models.networks.network import Feed, Network
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class EncoderForecasterConfig:
         patch: side of the space-to-depth patches; 1 works on single pixels.
         channels: input and output channels.
         peepholes: gates also look at the cell state (Shi et al. 2015).
+        attention: the forecaster attends to the encoder's past, against blur (the next step named by Wu 2019).
+        head, levels: see ``models.heads.Head``.
     """
 
     widths: tuple[int, ...] = (64, 32, 32)
@@ -34,14 +38,20 @@ class EncoderForecasterConfig:
     patch: int = 1
     channels: int = 1
     peepholes: bool = False
+    attention: bool = False
+    head: str = "value"
+    levels: tuple[float, ...] = ()
 
 
-class EncoderForecaster(nn.Module):
+class EncoderForecaster(Network):
     """Encoder reads J frames, forecaster writes K frames; any J, K, height and width."""
 
+    takes_teacher = True
+
     def __init__(self, config: EncoderForecasterConfig) -> None:
-        super().__init__()
+        super().__init__(config.channels, Head(config.head, config.levels))
         self.config = config
+        self.multiple = config.patch
         depth = config.channels * config.patch**2
         inputs = (depth, *config.widths[:-1])
 
@@ -54,47 +64,54 @@ class EncoderForecaster(nn.Module):
         self.encoder = stack()
         self.forecaster = stack()
         left = (config.head_width - 1) // 2
+        outputs = self.output.outputs(config.channels) * config.patch**2
         self.head = nn.Sequential(
             nn.ZeroPad2d((left, config.head_width - 1 - left, 0, 0)),  # "same", also for even widths
-            nn.Conv2d(config.widths[-1], depth, (1, config.head_width)),
+            nn.Conv2d(config.widths[-1], outputs, (1, config.head_width)),
         )
+        self.attention = TemporalAttention(config.widths[-1]) if config.attention else None
 
-    def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
-        """See ``models.contract.Method``. Cells not observed enter as no echo; nothing is flagged as inflow."""
-        values = self.roll_out(frames, leads).clamp(0.0, 1.0)
-        extrapolated = torch.zeros_like(values[:, :, :1], dtype=torch.bool)
-        return Prediction(values, extrapolated)
-
-    def roll_out(self, frames: Tensor, leads: int, teacher: Tensor | None = None) -> Tensor:
-        """Forecast without clipping, for the loss.
-
-        Args:
-            frames: (batch, time, channel, height, width), 0-1.
-            leads: frames to forecast.
-            teacher: (batch, leads, channel, height, width) true frames fed instead of the own output
-                (Wu's training); None feeds the own, clipped output (Wu's inference).
-
-        Returns:
-            (batch, leads, channel, height, width), unclipped.
-        """
-        height, width = frames.shape[-2:]
-        patch = self.config.patch
-        padding = (0, -width % patch, 0, -height % patch)
-
-        def to_patches(frame: Tensor) -> Tensor:
-            return F.pixel_unshuffle(F.pad(frame, padding), patch)
-
-        x = to_patches(frames[:, 0])
-        states: list[State] = [cell.zero_state(x) for cell in self._cells(self.encoder)]
-        for t in range(frames.shape[1]):
-            self._step(self.encoder, to_patches(frames[:, t]), states)
-        x = torch.zeros_like(x)
-        outputs = []
+    def unroll(self, frames: Tensor, leads: int, feed: Feed) -> Tensor:
+        """See ``Network.roll_out``."""
+        past, states = self._encode(self._to_patches(frames))
+        memory = None if self.attention is None else self.attention.remember(past)
+        first = torch.zeros_like(frames[:, 0])  # the forecaster starts on an empty frame
+        known = feed.known
+        if known is not None:
+            xs = self._to_patches(torch.cat((first.unsqueeze(1), known[:, : leads - 1]), dim=1))
+            for cell, state in zip(self._cells(self.forecaster), states, strict=True):
+                xs = cell.scan(xs, state)[0]
+            return torch.stack([self._read(h, memory) for h in xs], dim=1)
+        x, outputs = first, []
         for k in range(leads):
-            out = self.head(self._step(self.forecaster, x, states))
-            outputs.append(F.pixel_shuffle(out, patch)[..., :height, :width])
-            x = out.clamp(0.0, 1.0) if teacher is None else to_patches(teacher[:, k])
+            h = self._step(self.forecaster, F.pixel_unshuffle(x, self.config.patch), states)
+            outputs.append(self._read(h, memory))
+            x = feed(self.output.values(outputs[-1]), k)
         return torch.stack(outputs, dim=1)
+
+    def _encode(self, xs: Tensor) -> tuple[Tensor, list[State]]:
+        """Hidden states of the top layer at all times (only if attention wants them), last states of all layers."""
+        cells = self._cells(self.encoder)
+        if torch.is_grad_enabled():  # layer by layer: one node of the graph for each
+            states = []
+            for cell in cells:
+                xs, state = cell.scan(xs)
+                states.append(state)
+            return xs, states
+        states, past = [cell.zero_state(xs[0]) for cell in cells], []
+        for x in xs:
+            h = self._step(self.encoder, x, states)
+            past += [h.clone()] if self.attention is not None else []
+        return torch.stack(past) if past else xs, states
+
+    def _to_patches(self, frames: Tensor) -> Tensor:
+        """(batch, time, channel, height, width) -> (time, batch, depth, height / patch, width / patch)."""
+        return F.pixel_unshuffle(frames.transpose(0, 1), self.config.patch)
+
+    def _read(self, h: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.attention is not None and memory is not None:
+            h = self.attention(h, memory)
+        return F.pixel_shuffle(self.head(h), self.config.patch)
 
     @staticmethod
     def _cells(stack: nn.ModuleList) -> list[ConvLSTMCell]:
@@ -104,5 +121,5 @@ class EncoderForecaster(nn.Module):
         """Advance every layer once, in place in ``states``; return the top hidden state."""
         for n, cell in enumerate(self._cells(stack)):
             states[n] = cell(x, states[n])
-            x = states[n][0]
+            x = states[n].h
         return x

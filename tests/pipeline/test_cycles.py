@@ -90,6 +90,8 @@ def test_an_interrupted_backfill_stops_with_its_workers(settings, tmp_path, endi
         [sys.executable, "-m", "flows.cli", *line.split()],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # whoever runs the tests in the background of a shell ignores SIGINT, and so would the command
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((settings.root / "products").rglob("*.nc")) and time.monotonic() < deadline:

@@ -1,0 +1,99 @@
+"""What all networks share: input checks, padding to the grid they need, heads, and the contract's ``forward``."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.contract import Prediction, check_input
+from models.heads import Head
+
+
+class Network(nn.Module):
+    """Base of the networks; a subclass writes ``unroll``.
+
+    Attributes:
+        channels: of pixels, in and out.
+        output: meaning of the raw outputs.
+        multiple: height and width are padded with "no echo" to multiples of it, and cropped again.
+        min_frames: input frames it needs; more are welcome.
+        min_side: smallest height and width.
+        takes_teacher: feeds on its last output, so that true frames can be fed in its place during training.
+    """
+
+    min_frames = 1
+    min_side = 1
+    multiple = 1
+    takes_teacher = False
+
+    def __init__(self, channels: int, head: Head) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"a network needs at least one channel, got {channels}")
+        self.channels, self.output = channels, head
+
+    def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
+        """See ``models.contract.Method``. Cells not observed enter as no echo; nothing is flagged as inflow.
+
+        Raises:
+            TypeError, ValueError: see ``models.contract.check_input``.
+        """
+        sizes = {"channels": self.channels, "min_frames": self.min_frames, "min_side": self.min_side}
+        check_input(frames, observed, leads, **sizes)
+        return self.output.prediction(self.roll_out(frames, leads))
+
+    def roll_out(
+        self, frames: Tensor, leads: int, teacher: Tensor | None = None, taught: Tensor | None = None
+    ) -> Tensor:
+        """Raw outputs, for the loss.
+
+        Args:
+            frames: (batch, time, channel, height, width), 0-1.
+            leads: frames to forecast.
+            teacher: (batch, leads, channel, height, width) true frames fed instead of the own output (Wu's
+                training); None feeds the own, clipped output (Wu's inference).
+            taught: (batch, leads) bool: where the true frame is fed (scheduled sampling); None is everywhere.
+
+        Returns:
+            (batch, leads, outputs of the head, height, width).
+
+        Raises:
+            ValueError: a teacher for a network that does not feed on its output.
+        """
+        if teacher is not None and not self.takes_teacher:
+            raise ValueError(f"{type(self).__name__} does not feed on its last output, so no teacher can help it")
+        height, width = frames.shape[-2:]
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        feed = Feed(teacher, taught, (height, width), padding)
+        return self.unroll(F.pad(frames, padding), leads, feed)[..., :height, :width]
+
+    def unroll(self, frames: Tensor, leads: int, feed: "Feed") -> Tensor:
+        """``roll_out`` on a grid that fits ``multiple``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What enters after each lead, on the padded grid: the own output, the true frame, or as ``taught`` says.
+
+    The padding stays "no echo", whatever a network makes there, so that it does not flow back into the picture.
+    """
+
+    teacher: Tensor | None
+    taught: Tensor | None
+    size: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+    @property
+    def known(self) -> Tensor | None:
+        """All frames that will be fed, (batch, leads, channel, height, width), if none depends on the output."""
+        return None if self.teacher is None or self.taught is not None else F.pad(self.teacher, self.padding)
+
+    def __call__(self, own: Tensor, lead: int) -> Tensor:
+        """The frame that enters after ``lead``; ``own`` is (batch, channel, height, width), 0-1."""
+        own = own[..., : self.size[0], : self.size[1]]
+        if self.teacher is not None:
+            true = self.teacher[:, lead]
+            own = true if self.taught is None else torch.where(self.taught[:, lead, None, None, None], true, own)
+        return F.pad(own, self.padding)
