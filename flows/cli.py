@@ -213,15 +213,25 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Squares in a step.")] = 4,
     lead_frames: Annotated[int, typer.Option(min=1, help="Frames to forecast.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Of Adam, at the start.")] = 1e-3,
+    accumulate: Annotated[int, typer.Option(min=1, help="Passes of so many squares in a step.")] = 1,
+    feed: Annotated[str, typer.Option(help="own: its own output; teacher: the truth; scheduled: in between.")] = "own",
+    loss: Annotated[str, typer.Option(help="Default: what fits the network's head; see docs/networks.md.")] = "",
+    gradient_weight: Annotated[float, typer.Option(min=0, help="Of a gradient difference term, against blur.")] = 0.0,
+    adversarial: Annotated[float, typer.Option(min=0, help="Weight of an adversarial term, against blur.")] = 0.0,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps; the state is saved as often.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Validations without gain before it stops.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and samples.")] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Convolutions in bfloat16.")] = False,
+    data_only: Annotated[
+        Path | None, typer.Option(help="Write the data there, to train with `python -m models.training` elsewhere.")
+    ] = None,
     config: Config = None,
     changes: Changes = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
     use_prefect: UsePrefect = False,
 ) -> None:
-    """Train a network on the archive; writes weights, card and metrics."""
+    """Train a network on the archive; writes weights, card and metrics. A killed run goes on where it was."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
         for domain in domains:
@@ -234,7 +244,9 @@ def train(
         try:
             request = operations.TrainingRequest(
                 name=name, network=network, steps=steps, minutes=minutes, crop=crop, batch=batch,
-                lead_frames=lead_frames, learning_rate=learning_rate, seed=seed, bf16=bf16,
+                lead_frames=lead_frames, learning_rate=learning_rate, accumulate=accumulate, feed=feed, loss=loss,
+                gradient_weight=gradient_weight, adversarial=adversarial, validate_every=validate_every,
+                patience=patience, seed=seed, bf16=bf16, data_only=data_only,
                 command="nowcast " + shlex.join(_without_paths(sys.argv[1:])),
             )  # fmt: skip
         except ValidationError as err:

@@ -180,6 +180,9 @@ def print_training(result: Any, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
+    if not result.history:
+        out.print(f"data     {escape(str(result.folder))}, {sum(result.windows.values())} windows")
+        return
     last = result.history[-1]
     best = min(row["validation_loss"] for row in result.history)
     out.print(f"model    {escape(str(result.folder))}, from {sum(result.windows.values())} windows")

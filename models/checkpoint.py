@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from models import zoo
+from models.networks.network import Network
 
 FORMAT_VERSION = 1
 PRETRAINED = Path(__file__).parent / "pretrained"
 MAX_BYTES = 2 * 2**30
+MAX_CARD_BYTES = 2**20
 
 
 class CheckpointError(ValueError):
@@ -57,6 +60,28 @@ class Card:
     def products(self) -> tuple[str, ...]:
         """What the channels are."""
         return (self.product,) if isinstance(self.product, str) else tuple(self.product)
+
+    def refusal(
+        self, *, dbz_min: float, dbz_max: float, cadence_minutes: int, spacing_m: float, products: tuple[str, ...]
+    ) -> str:
+        """Why the model must not be used on such frames; empty if it may."""
+        scale = [self.dbz_min, self.dbz_max]
+        wanted: list[tuple[str, Any, Any, bool]] = [
+            ("dBZ scale", scale, [dbz_min, dbz_max], scale == [dbz_min, dbz_max]),
+            ("cadence (minutes)", self.cadences_minutes, cadence_minutes, cadence_minutes in self.cadences_minutes),
+            # spacing is a mean over a map: a tenth of tolerance, not an exact number
+            (
+                "grid spacing (m)",
+                self.spacing_m,
+                round(spacing_m),
+                0.9 * self.spacing_m[0] <= spacing_m <= 1.1 * self.spacing_m[1],
+            ),
+            ("product", list(self.products), list(products), self.products == products),
+        ]  # fmt: skip
+        for what, trained, asked, fits in wanted:
+            if not fits:
+                return f"model {self.name} was trained for {what} {trained}, the domain has {asked}"
+        return ""
 
     @property
     def checksum(self) -> str:
@@ -108,8 +133,12 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / "card.json"
     try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes, a card has at most {MAX_CARD_BYTES}")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
+        if isinstance(err, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: not a readable model card: {err}") from err
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
@@ -130,7 +159,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [None]
 
 
-def load(folder: Path) -> tuple[nn.Module, Card]:
+def load(folder: Path) -> tuple[Network, Card]:
     """Build the network of a checkpoint and load its weights; ready to forecast.
 
     Raises:
@@ -148,8 +177,9 @@ def load(folder: Path) -> tuple[nn.Module, Card]:
     if found != card.sha256:
         raise CheckpointError(f"{path}: checksum {found[:12]}, the card says {card.sha256[:12]}")
     try:
-        network = zoo.build(card.network, card.network_config)
-        network.load_state_dict(load_tensors(weights))
-    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, SafetensorError) as err:
+        with torch.device("meta"):  # no memory for what a card may claim: the weights have theirs
+            network = zoo.build(card.network, card.network_config)
+        network.load_state_dict(load_tensors(weights), assign=True)
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, IndexError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: the weights do not fit network {card.network!r}: {err}") from err
     return network.eval(), card

@@ -1,14 +1,25 @@
-"""Batched inference: frames in, frames out, independent of the company a forecast is computed in."""
+"""Batched inference: frames in, frames out, within a memory budget, and independent of the company of a forecast."""
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.contract import Method
+from models.contract import Method, Prediction
+from models.memory import peak_bytes
+from models.networks.network import Network
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "bfloat16")
+OVERLAP = 48  # pixels around the part of a tile that is kept
+SMALLEST_TILE = 64
+MOST_SAMPLES = 64  # in a pass on a GPU
 
 
 @dataclass(frozen=True)
@@ -18,34 +29,70 @@ class Forecast:
     Attributes:
         pixels: (batch, lead, channel, height, width) uint8.
         extrapolated: (batch, lead, height, width) bool, see ``models.contract.Prediction``.
+        exceedance: (batch, lead, level, height, width) probabilities in 1/255, uint8; None if the method has none.
     """
 
     pixels: NDArray[np.uint8]
     extrapolated: NDArray[np.bool_]
+    exceedance: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a batch is cut: samples in a pass, and parts of the grid, each with what of it is kept."""
+
+    samples: int
+    tiles: tuple[tuple[slice, slice, slice, slice], ...]
 
 
 class Forecaster:
-    """Runs one method on one device in micro-batches of a fixed, padded shape.
+    """Runs one method on one device.
 
-    Every forward pass has the shape (micro_batch, J, C, H', W') with H' and W' the next multiples of ``multiple``,
-    filled up with unobserved cells and empty samples, so that no forecast depends on its company. On running out of
-    memory the micro-batch is halved, for good.
+    Every pass has the same shape for the same kind of input, filled up with empty samples, so no forecast depends on
+    its company. How many samples fit into the budget is worked out before, from the sizes of all tensors; a network
+    that is too large for it even with one sample works tile by tile. When memory runs out all the same, passes are
+    halved for good.
+
+    Tiles overlap by ``OVERLAP`` pixels, of which nothing is kept. The difference from a forecast in one piece is below
+    one pixel value of 255 on average and reaches a few where rain moved further than the overlap.
 
     Args:
         method: a network or baseline.
-        device: torch device; on a CPU the micro-batch defaults to 1, since batching gains nothing there.
+        device: torch device; ``auto`` is a GPU where there is one.
+        precision: ``bfloat16`` computes convolutions and products in it; states, positions and outputs are float32.
+        memory_mb: budget of one pass; weights, and the arrays given and returned, come on top. Baselines take what
+            they take.
+        samples: most samples in a pass; 0 is one on a CPU, where more gain nothing, and 64 on a GPU.
         threads: CPU threads of this process. Sums inside a convolution may be ordered by thread, so equal products
             need equal numbers.
+
+    Raises:
+        ValueError: an unknown precision, or a device that is not there.
     """
 
     def __init__(
-        self, method: Method, *, device: str = "cpu", micro_batch: int = 0, multiple: int = 16, threads: int = 1
+        self,
+        method: Method,
+        *,
+        device: str = "cpu",
+        precision: str = "float32",
+        memory_mb: int = 4096,
+        samples: int = 0,
+        threads: int = 1,
     ) -> None:
-        self.method = method
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.micro_batch = micro_batch or (1 if self.device.type == "cpu" else 8)
-        self.multiple = multiple
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r}: there is no CUDA device here; use 'cpu' or 'auto'")
+        self.method, self.precision, self.memory_mb = method, precision, memory_mb
         self.threads = min(threads, os.cpu_count() or 1)
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._most = samples or (1 if self.device.type == "cpu" else MOST_SAMPLES)
+        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._may_capture = self.device.type == "cuda" and isinstance(method, Network)
         if isinstance(method, torch.nn.Module):
             method.to(self.device).eval()
 
@@ -56,36 +103,185 @@ class Forecaster:
             frames: (batch, time, channel, height, width) uint8, oldest first.
             observed: (batch, time, height, width) bool.
             leads: number of frames to forecast.
+
+        Raises:
+            TypeError, ValueError: arrays that do not fit, or that the network cannot take.
+            MemoryError: the budget is too small for a network that cannot work in tiles.
         """
+        if frames.dtype != np.uint8 or observed.dtype != np.bool_:
+            raise TypeError(f"frames must be uint8 and observed bool, got {frames.dtype} and {observed.dtype}")
+        if frames.ndim != 5 or observed.shape != (*frames.shape[:2], *frames.shape[3:]):
+            raise ValueError(
+                f"frames must be (batch, time, channel, height, width) and observed the same without channel, got "
+                f"{frames.shape} and {observed.shape}"
+            )
         torch.set_num_threads(self.threads)
-        done: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
+        shape = (len(frames), leads, *frames.shape[2:])
+        made = Forecast(np.zeros(shape, np.uint8), np.zeros((*shape[:2], *shape[3:]), bool))
         first = 0
         while first < len(frames):
-            last = first + self.micro_batch
+            plan = self._plan((*frames.shape[1:], leads))
+            samples = slice(first, first + plan.samples)
             try:
-                done.append(self._forward(frames[first:last], observed[first:last], leads))
-            except torch.cuda.OutOfMemoryError:
-                if self.micro_batch == 1:
+                for tile in plan.tiles:
+                    made = self._pass(frames, observed, leads, samples, tile, plan.samples, made)
+            except RuntimeError as err:
+                if not _is_out_of_memory(err) or plan.samples == 1:
                     raise
-                torch.cuda.empty_cache()
-                self.micro_batch //= 2
+                log.warning("out of memory with %d samples in a pass, going on with half", plan.samples)
+                self._graphs.clear()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self._most = plan.samples // 2
+                self._plans.clear()
                 continue
-            first = last
-        return Forecast(np.concatenate([p for p, _ in done]), np.concatenate([e for _, e in done]))
+            first += plan.samples
+        return made
 
     @torch.inference_mode()
-    def _forward(
-        self, frames: NDArray[np.uint8], observed: NDArray[np.bool_], leads: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        count, height, width = len(frames), *frames.shape[-2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        x = F.pad(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device), padding).float() / 255
-        seen = F.pad(torch.from_numpy(np.ascontiguousarray(observed)).to(self.device), padding).unsqueeze(2)
-        if count < self.micro_batch:
-            missing = self.micro_batch - count
-            x = torch.cat((x, x.new_zeros((missing, *x.shape[1:]))))
-            seen = torch.cat((seen, seen.new_zeros((missing, *seen.shape[1:]))))
-        prediction = self.method(x * seen, seen, leads)
-        pixels = torch.floor(prediction.values[:count, ..., :height, :width].clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        flags = prediction.extrapolated[:count, :, 0, :height, :width]
-        return pixels.cpu().numpy(), flags.cpu().numpy()
+    def _pass(
+        self,
+        frames: NDArray[np.uint8],
+        observed: NDArray[np.bool_],
+        leads: int,
+        samples: slice,
+        tile: tuple[slice, slice, slice, slice],
+        size: int,
+        made: Forecast,
+    ) -> Forecast:
+        """Forecast some samples of a part of the grid into ``made``."""
+        rows, columns, keep_rows, keep_columns = tile
+        x = torch.from_numpy(np.ascontiguousarray(frames[samples, ..., rows, columns])).to(self.device)
+        seen = torch.from_numpy(np.ascontiguousarray(observed[samples, ..., rows, columns])).to(self.device)
+        count = len(x)
+        if count < size:
+            x = torch.cat((x, x.new_zeros((size - count, *x.shape[1:]))))
+            seen = torch.cat((seen, seen.new_zeros((size - count, *seen.shape[1:]))))
+        made_here = self._forward(x, seen.unsqueeze(2), leads)
+        inside = (slice(None), slice(None), slice(None), _within(rows, keep_rows), _within(columns, keep_columns))
+        place = (samples, slice(None), slice(None), keep_rows, keep_columns)
+        made.pixels[place] = _bytes(made_here.values[:count][inside])
+        flags = made_here.extrapolated[:count][inside][:, :, 0]
+        made.extrapolated[samples, :, keep_rows, keep_columns] = flags.cpu().numpy()
+        if made_here.exceedance is None:
+            return made
+        exceedance = made.exceedance
+        if exceedance is None:
+            levels = made_here.exceedance.shape[2]
+            exceedance = np.zeros((*made.pixels.shape[:2], levels, *made.pixels.shape[3:]), np.uint8)
+        exceedance[place] = _bytes(made_here.exceedance[:count][inside])
+        return Forecast(made.pixels, made.extrapolated, exceedance)
+
+    def _forward(self, x: Tensor, seen: Tensor, leads: int) -> Prediction:
+        """One pass, on a GPU by a captured graph: launching hundreds of small kernels takes longer than they run."""
+        if self._may_capture:
+            key = (*x.shape, leads)
+            try:
+                if key not in self._graphs:
+                    self._graphs = {key: _Graph(self._eager, x, seen, leads)}  # one shape at a time holds memory
+                return self._graphs[key](x, seen)
+            except RuntimeError as err:
+                if _is_out_of_memory(err):
+                    raise
+                log.warning("no graph could be captured, going on without: %s", err)
+                self._may_capture = False
+        return self._eager(x, seen, leads)
+
+    def _eager(self, x: Tensor, seen: Tensor, leads: int) -> Prediction:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            made = self.method(x.float() / 255 * seen, seen, leads)
+        return made
+
+    def _plan(self, key: tuple[int, ...]) -> _Plan:
+        if key not in self._plans:
+            self._plans[key] = self._planned(*key)
+        return self._plans[key]
+
+    def _planned(self, frames: int, channels: int, height: int, width: int, leads: int) -> _Plan:
+        whole = ((slice(0, height), slice(0, width)) * 2,)
+        if not isinstance(self.method, Network):
+            return _Plan(self._most, whole)
+        budget = self.memory_mb * 2**20
+        if self.device.type == "cuda":
+            budget = min(budget, int(0.8 * torch.cuda.mem_get_info(self.device)[0]))
+        samples = self._most
+        # cheap to ask: the sizes are known for one sample, and grow with the number
+        one = peak_bytes(self.method, 1, frames, leads, height, width)
+        while samples > 1 and samples * one > budget:
+            samples //= 2
+        if one <= budget:
+            return _Plan(samples, whole)
+        if not self.method.tileable:
+            raise MemoryError(
+                f"one forecast takes {one / 2**20:.0f} MB, the budget is {self.memory_mb} MB, and this network cannot "
+                "work in tiles; raise memory_mb"
+            )
+        side = max(height, width)
+        while peak_bytes(self.method, 1, frames, leads, min(side, height), min(side, width)) > budget:
+            side = int(0.8 * side) // self.method.multiple * self.method.multiple
+            if side < SMALLEST_TILE + 2 * OVERLAP:
+                raise MemoryError(f"the budget of {self.memory_mb} MB is too small even for tiles; raise memory_mb")
+        log.info("forecasts in tiles of %d: one piece would take %.0f MB", side, one / 2**20)
+        return _Plan(1, tuple(_tiles(height, width, side, self.method.multiple)))
+
+
+class _Graph:
+    """A forecast captured once and replayed on new data in the same memory."""
+
+    def __init__(
+        self, forecast: Callable[[Tensor, Tensor, int], Prediction], x: Tensor, seen: Tensor, leads: int
+    ) -> None:
+        self.x, self.seen = x.clone(), seen.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are chosen and loaded before the capture
+            for _ in range(2):
+                forecast(self.x, self.seen, leads)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.made = forecast(self.x, self.seen, leads)
+
+    def __call__(self, x: Tensor, seen: Tensor) -> Prediction:
+        self.x.copy_(x)
+        self.seen.copy_(seen)
+        self.graph.replay()
+        return self.made
+
+
+def _tiles(height: int, width: int, side: int, multiple: int) -> Iterator[tuple[slice, slice, slice, slice]]:
+    """Rows and columns of each tile, and those of it that are kept; tiles begin where the network's own grid does."""
+    for rows, keep_rows in _cuts(height, side, multiple):
+        for columns, keep_columns in _cuts(width, side, multiple):
+            yield rows, columns, keep_rows, keep_columns
+
+
+def _cuts(length: int, side: int, multiple: int) -> list[tuple[slice, slice]]:
+    if length <= side:
+        return [(slice(0, length), slice(0, length))]
+    step = (side - 2 * OVERLAP) // multiple * multiple
+    cuts: list[tuple[slice, slice]] = []
+    start = 0
+    while True:
+        last = start + side >= length
+        if last:  # as large as the others, so that every pass has the same shape
+            start = -(-(length - side) // multiple) * multiple
+        end = length if last else start + side
+        kept = cuts[-1][1].stop if cuts else 0
+        cuts.append((slice(start, end), slice(kept, end if last else end - OVERLAP)))
+        if last:
+            return cuts
+        start += step
+
+
+def _within(whole: slice, kept: slice) -> slice:
+    return slice(kept.start - whole.start, kept.stop - whole.start)
+
+
+def _bytes(values: Tensor) -> NDArray[np.uint8]:
+    """0-1 as 0-255, rounded."""
+    return torch.floor(values.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def _is_out_of_memory(err: RuntimeError) -> bool:
+    return isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err)

@@ -74,8 +74,10 @@ class Head:
         if self.kind == "segmentation":
             middles = list(self.levels)
         # expectation as a sum over levels of what reaching it adds
-        gains = torch.tensor([b - a for a, b in zip((0.0, *middles), middles, strict=False)], device=raw.device)
-        rain = (self.exceedance(raw) * gains.view(-1, 1, 1)).sum(dim=-3, keepdim=True)
+        reached = self.exceedance(raw).split(1, dim=-3)
+        rain = torch.zeros_like(reached[0])
+        for probability, below, middle in zip(reached, (0.0, *middles), middles, strict=False):
+            rain = rain + probability * (middle - below)
         return torch.cat((rain.to(raw.dtype), raw[..., self.logits :, :, :].clamp(0.0, 1.0)), dim=-3)
 
     def prediction(self, raw: Tensor) -> Prediction:

@@ -1,169 +1,319 @@
-"""Training engine: series of frames in, trained network and its history out."""
+"""Training engine: samples in, trained network and its history out.
 
+Runs by itself where torch, numpy and safetensors are: ``python -m models.training --help``; on several devices under
+``torchrun``.
+"""
+
+import copy
+import csv
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from models.losses import Loss
+from models import training_state
+from models.adversarial import Adversary
+from models.losses import Loss, mae, mse
+from models.networks.network import Network
+from models.training_state import Progress
+from models.windows import TRAIN, VALIDATION, Samples
 
-
-@dataclass(frozen=True)
-class FrameSeries:
-    """Frames of one domain on its fixed time axis.
-
-    Attributes:
-        pixels: (time, channel, height, width) uint8.
-        observed: (time, height, width) bool.
-        train, validation: first frames of the windows of each set; windows of the two never share a frame.
-    """
-
-    pixels: NDArray[np.uint8]
-    observed: NDArray[np.bool_]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
+FEEDS = ("own", "teacher", "scheduled")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and on what to train.
+    """How a network is trained.
 
-    ``crop`` is the side of the random square cut from each window; ``bf16`` runs convolutions in bfloat16, weights and
-    loss stay in float32.
+    Attributes:
+        input_frames, lead_frames: of each sample.
+        batch: samples in a forward pass, on each device.
+        accumulate: forward passes in a step.
+        steps: at most.
+        learning_rate: of Adam, at the start; falls to a twentieth along a half cosine, or stays if ``constant_rate``.
+        clip_norm: largest norm of the gradient.
+        feed: what the network feeds on: its ``own`` output, as in a forecast; the truth (``teacher``, as Wu 2019
+            trains); or ``scheduled``: the truth with a probability that falls from 1 to 0 over the steps. Validation
+            is always on the own output.
+        validate_every: steps between validations, and between saved states.
+        validation_samples: how many, the same each time; all there are if fewer.
+        patience: validations without gain after which it stops.
+        minutes: time after which it stops.
+        seed: of the weights (by the caller), the samples and the scheduled sampling.
+        bf16: convolutions and products in bfloat16; weights and loss stay float32.
+        adversarial: weight of the adversarial term; 0 is none.
     """
 
     input_frames: int = 5
     lead_frames: int = 12
-    crop: int = 96
     batch: int = 8
+    accumulate: int = 1
     steps: int = 1000
     learning_rate: float = 1e-3
+    constant_rate: bool = False
     clip_norm: float = 1.0
+    feed: str = "own"
     validate_every: int = 100
+    validation_samples: int = 64
     patience: int = 10
     minutes: float = 1e9
     seed: int = 0
     bf16: bool = False
+    adversarial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.feed not in FEEDS:
+            raise ValueError(f"feed {self.feed!r}: there are {', '.join(FEEDS)}")
 
 
-class _Trainable(Protocol):
-    def roll_out(self, frames: Tensor, leads: int, teacher: Tensor | None = None) -> Tensor: ...
+# step and its figures: the training loss, and at a validation the row of the history
+Report = Callable[[int, dict[str, float]], None]
 
 
-Progress = Callable[[int, dict[str, float]], None]
+class Objective(nn.Module):
+    """Network and loss as one module, so that a distributed wrapper sees the whole forward pass."""
+
+    def __init__(self, network: Network, loss: Loss, config: TrainingConfig) -> None:
+        super().__init__()
+        self.network, self.loss, self.config = network, loss, config
+
+    def forward(self, pixels: Tensor, observed: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum and weight of the loss, and the raw forecast.
+
+        Args:
+            pixels: (batch, time, channel, height, width) uint8.
+            observed: (batch, time, 1, height, width) bool.
+            taught: (batch, leads) bool, see ``Network.roll_out``; None feeds as the configuration says.
+        """
+        frames = pixels.float() / 255
+        past, future = frames.split((self.config.input_frames, self.config.lead_frames), dim=1)
+        teacher = None if self.config.feed == "own" or not torch.is_grad_enabled() else future
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.config.bf16):
+            raw = self.network.roll_out(past, self.config.lead_frames, teacher, None if teacher is None else taught)
+        raw = raw.float()
+        total = self.loss(raw, future, observed[:, self.config.input_frames :])
+        return total.sum, total.weight, raw
 
 
 def train(
-    network: nn.Module, series: list[FrameSeries], loss: Loss, config: TrainingConfig, progress: Progress
+    network: Network,
+    samples: Samples,
+    loss: Loss,
+    config: TrainingConfig,
+    report: Report = lambda step, row: None,
+    *,
+    folder: Path | None = None,
+    about: dict[str, Any] | None = None,
 ) -> list[dict[str, float]]:
-    """Train in place, feeding the network its own output; keep the weights with the lowest validation loss.
+    """Train in place; keep the weights with the lowest validation loss.
 
-    Adam with gradient clipping; the learning rate falls along a half cosine; stops early after ``patience``
-    validations without gain, or after ``minutes``.
+    With ``folder`` state and metrics are saved there at every validation, and a run that was killed goes on exactly
+    from there: every sample is a function of seed and step. Under ``torchrun`` each process takes its share
+    of every step's samples; losses are sums over all of them, so the gradient is that of one process with the whole
+    batch (batch normalisation, in the CNNs only, sees its own share).
+
+    Args:
+        about: what else must be equal for a saved state to be gone on from.
 
     Returns:
-        One row per validation: step, train_loss, validation_loss, seconds.
+        One row per validation: step, train_loss, validation_loss, validation_mse and validation_mae (pixels, 0-255),
+        learning_rate, seconds.
 
     Raises:
-        ValueError: no series has a training window.
+        ValueError: no training samples; a teacher for a network that takes none; a state of another run.
     """
-    if not any(len(s.train) for s in series):
-        need = config.input_frames + config.lead_frames
-        raise ValueError(
-            f"no training window: need {need} consecutive frames of at least {config.crop} x {config.crop}"
-        )
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    fixed = _validation_batches(series, config)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.learning_rate / 20)
-    history: list[dict[str, float]] = []
-    best: dict[str, Any] = {"loss": float("inf"), "weights": None, "stale": 0}
-    losses: list[float] = []
-    start = time.monotonic()
-    for step in range(1, config.steps + 1):
-        network.train()
-        value = _loss(network, draw(series, "train", rng, config), loss, config)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(value.item())
-        elapsed = time.monotonic() - start
-        last = step == config.steps or elapsed > 60 * config.minutes
-        if step % config.validate_every == 0 or last:
-            network.eval()
-            with torch.no_grad():
-                validation = float(np.mean([_loss(network, b, loss, config).item() for b in fixed] or [np.nan]))
-            row = {
-                "step": float(step),
-                "train_loss": float(np.mean(losses)),
-                "validation_loss": validation,
-                "seconds": elapsed,
+    if not samples.count(TRAIN):
+        raise ValueError("there are no training samples")
+    if config.feed != "own" and not network.takes_teacher:
+        raise ValueError(f"{type(network).__name__} does not feed on its output; train it with feed 'own'")
+    run = _Run(network, samples, loss, config)
+    told = {**asdict(config), **(about or {}), "processes": run.world}
+    done = (training_state.load(folder, told, run.parts) if folder is not None else None) or Progress()
+    started = time.monotonic() - done.seconds
+    while done.step < config.steps and done.stale < config.patience and done.seconds <= 60 * config.minutes:
+        done.step += 1
+        done.losses.append(run.step(done.step))
+        done.seconds = run.slowest(time.monotonic() - started)
+        if done.step % config.validate_every and done.step < config.steps and done.seconds <= 60 * config.minutes:
+            report(done.step, {"train_loss": done.losses[-1]})
+            continue
+        done.history.append(
+            {
+                "step": float(done.step),
+                "train_loss": float(np.mean(done.losses)),
+                **run.validated(),
+                "learning_rate": learning_rate(done.step, config),
+                "seconds": done.seconds,
             }
-            history.append(row)
-            losses.clear()
-            if not validation >= best["loss"]:
-                weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
-                best.update(loss=validation, weights=weights, stale=0)
-            else:
-                best["stale"] += 1
-            progress(step, row)
-            if last or best["stale"] >= config.patience:
-                break
-        else:
-            progress(step, {"train_loss": losses[-1]})
-    if best["weights"] is not None:
-        network.load_state_dict(best["weights"])
+        )
+        done.losses.clear()
+        measured = done.history[-1]["validation_loss"]
+        done.stale = done.stale + 1 if measured >= done.best else 0
+        if not done.stale:
+            run.best.load_state_dict(network.state_dict())
+            done.best = measured if np.isfinite(measured) else done.best
+        if folder is not None and run.rank == 0:
+            training_state.save(folder, told, done, run.parts)
+            write_metrics(folder, done.history)
+        report(done.step, done.history[-1])
+    network.load_state_dict(run.best.state_dict())
     network.eval()
-    return history
+    return done.history
 
 
-Batch = tuple[Tensor, Tensor]
+class _Run:
+    """What a step and a validation work with."""
+
+    def __init__(self, network: Network, samples: Samples, loss: Loss, config: TrainingConfig) -> None:
+        self.network, self.samples, self.config = network, samples, config
+        self.best = copy.deepcopy(network)
+        self.device = next(network.parameters()).device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self.adversary = None
+        self.parts: dict[str, nn.Module | torch.optim.Adam] = {
+            "network": network, "best": self.best, "adam": self.optimizer
+        }  # fmt: skip
+        if config.adversarial:
+            torch.manual_seed(config.seed)
+            frames = config.input_frames + config.lead_frames
+            self.adversary = Adversary(frames, network.channels, config.learning_rate, self.device)
+            self.parts |= {"judge": self.adversary.network, "judge_adam": self.adversary.optimizer}
+        self.objective: nn.Module = Objective(network, loss, config)
+        if self.world > 1:
+            self.objective = DistributedDataParallel(self.objective)
+
+    def step(self, step: int) -> float:
+        """One step of the optimiser; returns the loss over all its samples, of all processes."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(2, device=self.device)
+        for part in range(config.accumulate):
+            first = (((step - 1) * config.accumulate + part) * self.world + self.rank) * config.batch
+            with self._unsynchronised(part < config.accumulate - 1):
+                totals += self._pass(step, range(first, first + config.batch))
+        if self.world > 1:
+            dist.all_reduce(totals)
+        # sums were differentiated, and the wrapper averaged them over the processes; the weight is known only now
+        factor = self.world / totals[1].clamp_min(1e-6)
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
+        self.optimizer.step()
+        return float(totals[0] / totals[1].clamp_min(1e-6))
+
+    def _pass(self, step: int, numbers: range) -> Tensor:
+        """Forward and back; returns sum and weight of the loss."""
+        config = self.config
+        pixels, observed = load_batch(self.samples, TRAIN, numbers, self.device)
+        total, weight, raw = self.objective(pixels, observed, taught(step, numbers, config, self.device))
+        if self.adversary is None:
+            total.backward()
+            return torch.stack((total.detach(), weight))
+        past, future = (pixels.float() / 255).split((config.input_frames, config.lead_frames), dim=1)
+        seen, made = observed[:, config.input_frames :], self.network.output.values(raw)
+        term = self.adversary.of_forecast(past, made, seen)
+        (total + config.adversarial * term * weight).backward()
+        self.adversary.learn(past, made, future, seen)
+        return torch.stack((total.detach(), weight))
+
+    @torch.no_grad()
+    def validated(self) -> dict[str, float]:
+        """Loss, and MSE and MAE in pixels (0-255), of the validation samples on the own output; NaN without any."""
+        self.network.eval()
+        config = self.config
+        sums = torch.zeros(5, device=self.device, dtype=torch.float64)
+        count = min(config.validation_samples, self.samples.count(VALIDATION))
+        mine = range(count)[self.rank :: self.world]
+        for n in range(0, len(mine), config.batch):
+            pixels, observed = load_batch(self.samples, VALIDATION, mine[n : n + config.batch], self.device)
+            module = self.objective.module if self.world > 1 else self.objective
+            total, weight, raw = module(pixels, observed, None)  # type: ignore[operator]
+            made, seen = self.network.output.values(raw) * 255, observed[:, config.input_frames :]
+            true = pixels[:, config.input_frames :].float()
+            squares, absolutes = mse(made, true, seen), mae(made, true, seen)
+            sums += torch.stack((total, weight, squares.sum, absolutes.sum, squares.weight)).double()
+        if self.world > 1:
+            dist.all_reduce(sums)
+        if not sums[1]:
+            return dict.fromkeys(("validation_loss", "validation_mse", "validation_mae"), float("nan"))
+        ratios = (sums[0] / sums[1], sums[2] / sums[4], sums[3] / sums[4])
+        return dict(zip(("validation_loss", "validation_mse", "validation_mae"), map(float, ratios), strict=True))
+
+    def slowest(self, seconds: float) -> float:
+        """The largest of all processes, so that they stop together."""
+        if self.world == 1:
+            return seconds
+        value = torch.tensor(seconds, device=self.device, dtype=torch.float64)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return float(value)
+
+    def _unsynchronised(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Leaves the averaging of gradients to the last pass of a step."""
+        return self.objective.no_sync() if wanted and self.world > 1 else nullcontext()  # type: ignore[operator]
 
 
-def draw(series: list[FrameSeries], part: str, rng: np.random.Generator, config: TrainingConfig) -> Batch:
-    """Random windows, crops, flips and quarter turns: pixels (B, T, C, h, w) in 0-1, observed (B, T, 1, h, w)."""
-    counts = np.array([len(getattr(s, part)) for s in series], dtype=float)
-    length = config.input_frames + config.lead_frames
-    pixels: list[NDArray[np.uint8]] = []
-    observed: list[NDArray[np.bool_]] = []
-    for _ in range(config.batch):
-        one = series[rng.choice(len(series), p=counts / counts.sum())]
-        first = int(rng.choice(getattr(one, part)))
-        height, width = one.pixels.shape[-2:]
-        top, left = rng.integers(0, height - config.crop + 1), rng.integers(0, width - config.crop + 1)
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        time, crop = slice(first, first + length), np.s_[..., top : top + config.crop, left : left + config.crop]
-        pixels.append(_turned(one.pixels[time][crop], turns, flip))
-        observed.append(_turned(one.observed[time][crop], turns, flip))
-    x = torch.from_numpy(np.stack(pixels)).float() / 255
-    return x, torch.from_numpy(np.stack(observed)).unsqueeze(2)
+def load_batch(samples: Samples, part: str, numbers: range, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixels (batch, time, channel, height, width) uint8 and observed (batch, time, 1, height, width) on the device."""
+    made = [samples.sample(part, n) for n in numbers]
+    pixels = torch.from_numpy(np.stack([one.pixels for one in made]))
+    observed = torch.from_numpy(np.stack([one.observed for one in made])).unsqueeze(2)
+    return pixels.to(device, non_blocking=True), observed.to(device, non_blocking=True)
 
 
-def _turned(window: NDArray[Any], turns: int, flip: bool) -> NDArray[Any]:
-    """Quarter turns of (..., height, width), then perhaps a mirror image."""
-    window = np.rot90(window, turns, axes=(-2, -1))
-    return window[..., ::-1] if flip else window
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Of a step, 1 to ``config.steps``."""
+    if config.constant_rate:
+        return config.learning_rate
+    least = config.learning_rate / 20
+    return least + (config.learning_rate - least) * (1 + math.cos(math.pi * (step - 1) / config.steps)) / 2
 
 
-def _validation_batches(series: list[FrameSeries], config: TrainingConfig, count: int = 8) -> list[Batch]:
-    if not any(len(s.validation) for s in series):
-        return []
-    rng = np.random.default_rng(config.seed + 1)
-    return [draw(series, "validation", rng, config) for _ in range(count)]
+def taught(step: int, numbers: range, config: TrainingConfig, device: torch.device) -> Tensor | None:
+    """Where the truth is fed in scheduled sampling (batch, leads), drawn for each sample; else None."""
+    if config.feed != "scheduled":
+        return None
+    share = 1 - step / config.steps
+    drawn = [np.random.default_rng((config.seed, 2, n)).random(config.lead_frames) < share for n in numbers]
+    return torch.from_numpy(np.stack(drawn)).to(device)
 
 
-def _loss(network: Any, batch: Batch, loss: Loss, config: TrainingConfig) -> Tensor:
-    x, observed = batch
-    j = config.input_frames
-    trainable: _Trainable = network
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
-        predicted = trainable.roll_out(x[:, :j], config.lead_frames)
-    return loss(predicted.float(), x[:, j:], observed[:, j:])
+def write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
+    """``metrics.csv``, and its curves as ``loss.png`` where matplotlib is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] for row in history]
+    axes.plot(steps, [row["train_loss"] for row in history], color="#888888", label="training")
+    axes.plot(steps, [row["validation_loss"] for row in history], color="#0072b2", label="validation, own output")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "loss.png", dpi=120)
+
+
+if __name__ == "__main__":
+    from models.command import main
+
+    raise SystemExit(main())

@@ -115,7 +115,7 @@ class _Worker:
 
         def methods(spacing_m: float) -> nowcast.Methods:
             if self._methods is None:
-                self._methods = nowcast.load_methods(self.domain, self.store, self.settings.threads, spacing_m)
+                self._methods = nowcast.load_methods(self.domain, self.store, self.settings, spacing_m)
             return self._methods
 
         return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, clock)

@@ -31,10 +31,12 @@ from pipeline.storage import Store
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
+    from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
 OPTICAL_FLOW, LAST_FRAME = "optical_flow", "last_frame"
+ROVER = {"rover_linear": False, "rover_nonlinear": True}  # does it stretch the range of rain
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,35 @@ class Methods:
     last_frame: "Forecaster"
 
 
-def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: float) -> Methods:
+def load_methods(domain: Domain, store: Store, settings: "Settings", grid_spacing_m: float) -> Methods:
     """Load the domain's model, checking that it was trained for such frames, and its fallbacks."""
     from models.baselines.last_frame import LastFrame
     from models.baselines.optical_flow import OpticalFlow
+    from models.baselines.rover import Rover
     from models.forecaster import Forecaster
 
-    network: Any = None
+    threads = settings.threads
+    model: Forecaster | None = None
     checksum, limits, refused = "", "", ""
     try:
-        if domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
+        if domain.model in ROVER:
+            scale = domain.scale
+            rover = Rover(nonlinear=ROVER[domain.model], dbz_min=scale.dbz_min, dbz_max=scale.dbz_max)
+            model = Forecaster(rover, threads=threads)
+        elif domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
             network, checksum, limits = _load_model(domain, store, grid_spacing_m)
-    except ModelRefused as err:
+            model = Forecaster(
+                network,
+                device=settings.device,
+                precision=settings.precision,
+                memory_mb=settings.memory_mb,
+                threads=threads,
+            )
+    except (ModelRefused, ValueError) as err:
         refused = str(err)
         log.warning("model refused, optical flow serves: %s", refused)
     return Methods(
-        model=Forecaster(network, threads=threads) if network is not None else None,
+        model=model,
         model_name=domain.model_name,
         model_checksum=checksum,
         model_limits=limits,
@@ -82,36 +97,23 @@ def load_methods(domain: Domain, store: Store, threads: int, grid_spacing_m: flo
 
 def _load_model(domain: Domain, store: Store, spacing_m: float) -> tuple[Any, str, str]:
     from models import checkpoint
+    from models.recipe import too_short_reach
 
     try:
         network, card = checkpoint.load(checkpoint.find(domain.model, (store.models(),)))
     except checkpoint.CheckpointError as err:
         raise ModelRefused(str(err)) from err
-    wanted: list[tuple[str, Any, Any, bool]] = [
-        (
-            "dBZ scale",
-            [card.dbz_min, card.dbz_max],
-            [domain.scale.dbz_min, domain.scale.dbz_max],
-            (card.dbz_min, card.dbz_max) == (domain.scale.dbz_min, domain.scale.dbz_max),
-        ),
-        (
-            "cadence (minutes)",
-            card.cadences_minutes,
-            domain.cadence_minutes,
-            domain.cadence_minutes in card.cadences_minutes,
-        ),
-        (
-            "grid spacing (m)",
-            card.spacing_m,
-            round(spacing_m),
-            # spacing is a mean over a map: a tenth of tolerance, not an exact number
-            0.9 * card.spacing_m[0] <= spacing_m <= 1.1 * card.spacing_m[1],
-        ),
-        ("product", card.products, domain.products, card.products == domain.products),
-    ]
-    for what, trained, asked, fits in wanted:
-        if not fits:
-            raise ModelRefused(f"model {card.name} was trained for {what} {trained}, the domain has {asked}")
+    refusal = card.refusal(
+        dbz_min=domain.scale.dbz_min,
+        dbz_max=domain.scale.dbz_max,
+        cadence_minutes=domain.cadence_minutes,
+        spacing_m=spacing_m,
+        products=domain.products,
+    ) or too_short_reach(network, domain.cadence_minutes, spacing_m)
+    if not refusal and network.min_frames > domain.input_frames:
+        refusal = f"model {card.name} needs {network.min_frames} input frames, the domain has {domain.input_frames}"
+    if refusal:
+        raise ModelRefused(refusal)
     return network, card.checksum, card.limits
 
 

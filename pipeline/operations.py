@@ -3,6 +3,7 @@
 Each takes ``step``, a wrapper around its steps; bare it is the identity, in a flow it makes a Prefect task of each.
 """
 
+import dataclasses
 import functools
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -217,7 +218,10 @@ def report(
 
 
 class TrainingRequest(BaseModel):
-    """What to train and for how long; see ``models.training.TrainingConfig``."""
+    """What to train and how; see ``models.recipe.Recipe`` and ``models.training.TrainingConfig``.
+
+    ``data_only``: a folder to write the training data to, instead of training.
+    """
 
     name: str = Field("trained", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,60}$")
     network: str = "convlstm"
@@ -227,9 +231,17 @@ class TrainingRequest(BaseModel):
     batch: int = Field(4, ge=1)
     lead_frames: int = Field(8, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    accumulate: int = Field(1, ge=1)
+    feed: Literal["own", "teacher", "scheduled"] = "own"
+    loss: str = ""
+    gradient_weight: float = Field(0.0, ge=0)
+    adversarial: float = Field(0.0, ge=0)
+    validate_every: int = Field(100, ge=1)
+    patience: int = Field(10, ge=1)
     seed: int = Field(0, ge=0)
     bf16: bool = False
     command: str = ""
+    data_only: Path | None = None
 
 
 def train(
@@ -241,9 +253,10 @@ def train(
 ) -> Any:
     """Train a network on the archive of the domains; the checkpoint goes to root/models/NAME."""
     from models.checkpoint import PRETRAINED
+    from models.recipe import Recipe
     from models.training import TrainingConfig
     from models.zoo import ZOO
-    from pipeline.train import train as train_model
+    from pipeline import train as training
 
     domains = [settings.domain(name) for name in domain_names]
     if (PRETRAINED / request.name).exists():
@@ -251,12 +264,19 @@ def train(
     if request.network not in ZOO:
         raise SettingsError(f"network {request.network!r} is not in the zoo; it has {', '.join(ZOO)}")
     store = Store(settings.root)
-    chosen = request.model_dump(exclude={"name", "network", "command"})
-    config = TrainingConfig(input_frames=domains[0].input_frames, **chosen)
-    out = store.models() / request.name
-    return train_model(
-        domains, store, request.network, config, out, request.name, request.command, settings.threads, now, progress
+    of_engine = {field.name for field in dataclasses.fields(TrainingConfig)}
+    chosen = request.model_dump(include=of_engine)
+    recipe = Recipe(
+        network=request.network,
+        loss=request.loss,
+        gradient_weight=request.gradient_weight,
+        crop=request.crop,
+        training=TrainingConfig(input_frames=domains[0].input_frames, **chosen),
     )
+    if request.data_only is not None:
+        return training.export(domains, store, recipe, request.data_only, request.command, now)
+    out = store.models() / request.name
+    return training.train(domains, store, recipe, out, request.command, settings.threads, now, progress)
 
 
 def open_root(settings: Settings) -> tuple[Store, Catalog]:

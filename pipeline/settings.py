@@ -31,6 +31,9 @@ class Settings(Frozen):
     domains: dict[str, Domain]
     log_format: Literal["text", "json"] = "text"
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one process for torch")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of networks; auto is a GPU where there is one")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions in forecasts")
+    memory_mb: int = Field(4096, ge=64, description="memory of one pass of a network; larger grids go in tiles")
     prefect_api_url: str = "http://127.0.0.1:4200/api"
     config_path: Path | None = None
     origins: dict[str, str] = Field(default_factory=dict)

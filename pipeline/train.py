@@ -1,11 +1,8 @@
-"""Training on the archive of one or several domains; writes a checkpoint with its card."""
+"""Training on the archive of one or several domains: which frames, which windows, and the card's account of them."""
 
-import csv
-import functools
 import logging
-import time as clock
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +19,8 @@ from pipeline.storage import Store
 from pipeline.version import software_version
 
 if TYPE_CHECKING:
-    from models.training import FrameSeries, TrainingConfig
+    from models.recipe import About, Recipe
+    from models.windows import FrameSeries
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ WET_SHARE = 0.02  # a window with less rain teaches only that dry stays dry
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the checkpoint lies and how it was made."""
+    """Where the checkpoint, or the exported data, lies and how it was made."""
 
     folder: Path
     windows: dict[str, int]
@@ -43,10 +41,8 @@ class TrainResult:
 def train(
     domains: list[Domain],
     store: Store,
-    network_name: str,
-    config: "TrainingConfig",
+    recipe: "Recipe",
     out: Path,
-    name: str,
     command: str,
     threads: int,
     now: datetime,
@@ -56,83 +52,86 @@ def train(
 
     Raises:
         NowcastError: the domains do not share one scale and Z-R, or hold no window to train on.
+        SettingsError: the network, its loss and the data do not fit each other.
     """
     import torch
 
-    from models import checkpoint, zoo
-    from models.losses import balanced
-    from models.training import train as fit
+    from models import checkpoint
+    from models.recipe import configuration, make
 
     if out.exists():
-        raise SettingsError(f"a model {name!r} exists already in {out.parent}; choose another --name")
+        raise SettingsError(f"a model {out.name!r} exists already in {out.parent}; choose another --name")
+    torch.set_num_threads(threads)
+    series, about = collect(domains, store, recipe, command, now)
+    try:
+        configuration(recipe, about)
+        made = make(recipe, list(series.values()), about, out, out.name, progress)
+    except (KeyError, TypeError, ValueError) as err:
+        raise SettingsError(str(err.args[0] if isinstance(err, KeyError) else err)) from err
+    except checkpoint.CheckpointError as err:
+        raise NowcastError(str(err)) from err
+    return TrainResult(out, about.notes["windows"], made.history, made.card.checksum)
+
+
+def export(
+    domains: list[Domain], store: Store, recipe: "Recipe", out: Path, command: str, now: datetime
+) -> TrainResult:
+    """Write what ``train`` would train on, for ``python -m models.training`` on a machine that has only ``models``."""
+    from models.windows import save_series
+
+    if out.exists():
+        raise SettingsError(f"{out} exists already; choose another folder")
+    series, about = collect(domains, store, recipe, command, now)
+    save_series(out, series, asdict(about))
+    return TrainResult(out, about.notes["windows"], [], "")
+
+
+def collect(
+    domains: list[Domain], store: Store, recipe: "Recipe", command: str, now: datetime
+) -> tuple[dict[str, "FrameSeries"], "About"]:
+    """Frames and windows of every domain, and what the card says of them."""
+    from models.recipe import About
+
     first = domains[0]
     for domain in domains:
         if (domain.scale, domain.zr, domain.product) != (first.scale, first.zr, first.product):
             raise NowcastError(f"{domain.name} and {first.name} differ in scale, zr or product; train on equals")
-    torch.set_num_threads(threads)
-    series, windows, spacings, periods = [], {}, [], {}
+    length = recipe.training.input_frames + recipe.training.lead_frames
+    series, windows, spacings, periods = {}, {}, [], {}
     for domain in domains:
         archive = Archive(store, domain)
         held, source = archive.times(), archive.source()
         if not held or source is None:
             raise NowcastError(f"the archive has no frames of {domain.name}; run `nowcast ingest {domain.name}` first")
-        one = _series(archive, held, domain, config)
-        series.append(one)
+        one = _series(archive, held, domain, length, recipe.crop)
+        series[domain.name] = one
         windows[domain.name] = len(one.train) + len(one.validation)
         spacings.append(source.grid.spacing_m)
         periods[domain.name] = f"{times.iso(held[0])}/{times.iso(held[-1])}"
-    if not any(len(one.validation) for one in series):
+    if not any(len(one.train) for one in series.values()):
+        raise NowcastError(f"no window of {length} consecutive wet frames to train on in {', '.join(series)}")
+    if not any(len(one.validation) for one in series.values()):
         raise NowcastError(
-            f"no window of {config.input_frames + config.lead_frames} wet frames lies in the last "
-            f"{VALIDATION_SHARE:.0%} of the archive, so nothing could tell a good model; ingest a longer period"
+            f"no window of {length} wet frames lies in the last {VALIDATION_SHARE:.0%} of the archive, so nothing "
+            "could tell a good model; ingest a longer period"
         )
-    torch.manual_seed(config.seed)
-    channels = {"channels": len(first.products)} if len(first.products) > 1 else {}
-    network = zoo.build(network_name, channels)
-    levels = [pixel_of_rate(r, first.zr, first.scale) / 255 for r in (2.0, 5.0, 10.0, 30.0)]
-    started = clock.monotonic()
-    try:
-        history = fit(network, series, functools.partial(balanced, levels=levels), config, progress)
-    except ValueError as err:
-        raise NowcastError(str(err)) from err
-    measured = [row for row in history if np.isfinite(row["validation_loss"])]
-    best = min(measured, key=lambda row: row["validation_loss"]) if measured else None
-    card = checkpoint.Card(
-        name=name,
-        network=network_name,
-        network_config=channels,
+    about = About(
         dbz_min=first.scale.dbz_min,
         dbz_max=first.scale.dbz_max,
         cadences_minutes=sorted({d.cadence_minutes for d in domains}),
         spacing_m=[round(min(spacings), 1), round(max(spacings), 1)],
         product=first.product if isinstance(first.product, str) else list(first.product),
-        training={
+        classes=[pixel_of_rate(r, first.zr, first.scale) / 255 for r in (0.5, 2.0, 5.0, 10.0, 30.0)],
+        notes={
             "command": command,
             "software_version": software_version(),
             "trained_at": times.iso(now),
-            "duration_minutes": round((clock.monotonic() - started) / 60, 1),
-            "seed": config.seed,
-            "input_frames": config.input_frames,
-            "lead_frames": config.lead_frames,
-            "crop": config.crop,
-            "batch": config.batch,
-            "steps": int(history[-1]["step"]),
-            "best": best,
-            "loss": "B-MSE + B-MAE (Shi et al. 2017), own output fed back",
             "data": {d.name: _describe_source(d) for d in domains},
             "periods": periods,
             "windows": windows,
         },
     )
-    try:
-        card = checkpoint.save(out, network, card)
-    except checkpoint.CheckpointError as err:
-        raise NowcastError(str(err)) from err
-    with (out / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-    return TrainResult(out, windows, history, card.checksum)
+    return series, about
 
 
 def _describe_source(domain: Domain) -> dict[str, Any]:
@@ -140,19 +139,18 @@ def _describe_source(domain: Domain) -> dict[str, Any]:
     return domain.source.model_dump(mode="json", exclude={"uri", "max_file_mb"})
 
 
-def _series(archive: Archive, held: list[datetime], domain: Domain, config: "TrainingConfig") -> "FrameSeries":
+def _series(archive: Archive, held: list[datetime], domain: Domain, length: int, crop: int) -> "FrameSeries":
     """The frames held, and the windows of training and validation, split by time without a shared frame."""
-    from models.training import FrameSeries
+    from models.windows import FrameSeries
 
     frames = {time: frame for time in held if (frame := archive.read(time)) is not None}
     held = sorted(frames)
     channels, *shape = frames[held[0]].pixels.shape
-    if min(shape) < config.crop:
-        raise NowcastError(f"{domain.name} is {shape[0]} x {shape[1]} cells, smaller than the crop of {config.crop}")
+    if min(shape) < crop:
+        raise NowcastError(f"{domain.name} is {shape[0]} x {shape[1]} cells, smaller than the crop of {crop}")
     pixels, observed = np.zeros((len(held), channels, *shape), np.uint8), np.zeros((len(held), *shape), bool)
     for n, time in enumerate(held):
         pixels[n], observed[n] = frames[time].pixels, frames[time].observed
-    length = config.input_frames + config.lead_frames
     span = (length - 1) * domain.cadence
     starts = [n for n in range(len(held) - length + 1) if held[n + length - 1] - held[n] == span]
     wet = (pixels[:, 0] > 0).mean(axis=(1, 2))

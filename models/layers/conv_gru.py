@@ -1,5 +1,6 @@
-"""ConvGRU cell. Source: Shi et al. 2017, equation 2, with the conventions of the authors' code: leaky ReLU, and the
-reset gate acts on the convolved state.
+"""ConvGRU cell. Source: Shi et al. 2017, equation 2.
+
+With the conventions of the authors' code: leaky ReLU, and the reset gate acts on the convolved state.
 """
 
 import torch

@@ -51,7 +51,8 @@ class ConvLSTMCell(nn.Module):
         bias = torch.zeros(4 * hidden)
         bias[hidden : 2 * hidden] = 1.0  # forget gate: remember by default
         self.gates.bias = nn.Parameter(bias)
-        self.gates.weight.data = self.gates.weight.data.contiguous(memory_format=NHWC)
+        _lay_out(self)
+        self.register_load_state_dict_post_hook(_lay_out)
 
     def zero_state(self, x: Tensor) -> State:
         """Zero state on the grid and device of ``x`` (batch, any, height, width)."""
@@ -208,6 +209,11 @@ class _Scan(torch.autograd.Function):
         bias = gates.sum(dim=(0, 2, 3), dtype=weight_dtype)
         dh = dh.to(x_dtype) if ctx.needs_input_grad[1] else None
         return dx, dh, dc if ctx.needs_input_grad[2] else None, torch.cat(weights, dim=1).to(weight_dtype), bias, None
+
+
+def _lay_out(cell: ConvLSTMCell, _: object = None) -> None:
+    """Weights with the channels last, also after loading."""
+    cell.gates.weight.data = cell.gates.weight.data.contiguous(memory_format=NHWC)
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:

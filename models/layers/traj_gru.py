@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.conv_gru import SLOPE, GRUCell
-from models.layers.warp import pixel_grid
+from models.layers.warp import pixel_grid, sampling_grid
 
 FLOW_CHANNELS = 32
 
@@ -34,10 +34,8 @@ class TrajGRUCell(GRUCell):
         flow = self.flows(F.leaky_relu(flow, SLOPE))
         batch, _, height, width = state.shape
         # one sampling for all links, which lie below each other on a tall grid; positions need float32
-        way = flow.float().view(batch, self.links, 2, height, width).permute(0, 1, 3, 4, 2)
-        position = pixel_grid(state).permute(0, 2, 3, 1).unsqueeze(1) - way
-        scale = torch.tensor((2.0 / max(width - 1, 1), 2.0 / max(height - 1, 1)), device=state.device)
-        grid = (position * scale - 1).reshape(batch, self.links * height, width, 2)
+        position = pixel_grid(state) - flow.float().view(batch * self.links, 2, height, width)
+        grid = sampling_grid(position, height, width).view(batch, self.links * height, width, 2)
         warped = F.grid_sample(
             state, grid.to(state.dtype), mode="bilinear", padding_mode="zeros", align_corners=True
         ).view(batch, self.hidden, self.links, height, width)

@@ -35,6 +35,7 @@ class FCLSTM(Network):
     """Any number of frames and leads, on one grid."""
 
     takes_teacher = True
+    tileable = False
 
     def __init__(self, config: FCLSTMConfig) -> None:
         super().__init__(config.channels, Head(config.head, config.levels))

@@ -19,6 +19,7 @@ class Network(nn.Module):
         multiple: height and width are padded with "no echo" to multiples of it, and cropped again.
         min_frames: input frames it needs; more are welcome.
         min_side: smallest height and width.
+        tileable: a forecast depends on what is near only, so that large grids can be done in parts.
         takes_teacher: feeds on its last output, so that true frames can be fed in its place during training.
     """
 
@@ -26,6 +27,7 @@ class Network(nn.Module):
     min_side = 1
     multiple = 1
     takes_teacher = False
+    tileable = True
 
     def __init__(self, channels: int, head: Head) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ def test_a_forecast_does_not_depend_on_its_company(method):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (3, 4, 1, 37, 50), dtype=np.uint8)
     observed = rng.random((3, 4, 37, 50)) > 0.1
-    forecaster = Forecaster(method, micro_batch=2)
+    forecaster = Forecaster(method, samples=2)
     together = forecaster.predict(frames, observed, 3)
     alone = forecaster.predict(frames[1:2], observed[1:2], 3)
     assert np.array_equal(together.pixels[1], alone.pixels[0])

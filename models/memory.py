@@ -1,0 +1,48 @@
+"""How much memory a forward pass takes, found without running it: on the meta device tensors have sizes, no data."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.networks.network import Network
+
+# what kernels take beside the tensors we see: convolutions reorder inputs and outputs into blocks of their own
+WORKSPACE = 1.5
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up the storage that is alive after every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return made
+
+
+def peak_bytes(network: Network, batch: int, frames: int, leads: int, height: int, width: int) -> int:
+    """Estimated peak memory of one forecast in float32, input and output included, weights not."""
+    blank: Network = copy.deepcopy(network).to("meta")
+    shape = (batch, frames, network.channels, height, width)
+    with torch.device("meta"), torch.no_grad(), _Meter() as meter:
+        given, seen = torch.zeros(shape), torch.ones((batch, frames, 1, height, width), dtype=torch.bool)
+        _forecast(blank, given, seen, leads)
+    return int(WORKSPACE * meter.peak)
+
+
+def _forecast(network: nn.Module, frames: Tensor, observed: Tensor, leads: int) -> None:
+    network(frames, observed, leads)

@@ -1,0 +1,185 @@
+"""From training data and a choice of network and loss to a checkpoint with its card."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from models import checkpoint, losses, zoo
+from models.checkpoint import Card
+from models.heads import Head
+from models.training import Report, TrainingConfig, train
+from models.windows import FrameSeries, Windows
+
+FASTEST_RAIN_KM_H = 120.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, and how.
+
+    Attributes:
+        network: name in the zoo.
+        network_config: changes of its configuration.
+        loss: see ``models.losses.NAMES``; empty is ``balanced`` for values, ``cross_entropy`` for classes and
+            ``dice`` for rain or no rain.
+        gradient_weight: of a gradient difference term.
+        crop: side of the random squares, in cells.
+        training: of the engine.
+    """
+
+    network: str = "convlstm"
+    network_config: dict[str, Any] = field(default_factory=dict)
+    loss: str = ""
+    gradient_weight: float = 0.0
+    crop: int = 128
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the frames are.
+
+    Attributes:
+        dbz_min, dbz_max: reflectivity of pixels 0 and 255.
+        cadences_minutes, spacing_m: of the domains; all, and smallest and largest.
+        product: what one frame is, or what its channels are.
+        classes: pixel values (0-1) of 0.5, 2, 5, 10 and 30 mm/h.
+        notes: where they come from; free text and numbers for the card.
+    """
+
+    dbz_min: float
+    dbz_max: float
+    cadences_minutes: list[int]
+    spacing_m: list[float]
+    product: str | list[str]
+    classes: list[float]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained model on disk."""
+
+    folder: Path
+    card: Card
+    history: list[dict[str, float]]
+
+
+def configuration(recipe: Recipe, about: About) -> dict[str, Any]:
+    """Changes of the zoo's configuration: those of the recipe, and what the data and the task ask for.
+
+    Raises:
+        KeyError: unknown network.
+        TypeError, ValueError: no such configuration.
+    """
+    channels = 1 if isinstance(about.product, str) else len(about.product)
+    frames = {"input_frames": recipe.training.input_frames, "lead_frames": recipe.training.lead_frames}
+    changes = zoo.fitted(recipe.network, channels=channels, height=recipe.crop, width=recipe.crop, **frames)
+    head = recipe.network_config.get("head", getattr(zoo.entry(recipe.network).config, "head", "value"))
+    if head == "categorical":
+        changes["levels"] = list(about.classes)
+    elif head == "segmentation":
+        changes["levels"] = list(about.classes[:1])
+    changes |= recipe.network_config
+    with torch.device("meta"):
+        zoo.build(recipe.network, changes)
+    return changes
+
+
+def make(
+    recipe: Recipe,
+    series: Sequence[FrameSeries],
+    about: About,
+    out: Path,
+    name: str,
+    report: Report,
+    device: str = "cpu",
+) -> Made:
+    """Train and write ``out``; a run that was killed goes on, from ``.NAME.training`` beside it.
+
+    Raises:
+        KeyError, TypeError, ValueError: a recipe that does not fit itself or the data.
+        models.checkpoint.CheckpointError: ``out`` exists.
+    """
+    if out.exists():
+        raise checkpoint.CheckpointError(f"{out} exists already; choose another name")
+    config, task = configuration(recipe, about), recipe.training
+    torch.manual_seed(task.seed)
+    network = zoo.build(recipe.network, config).to(device)
+    head: Head = network.output
+    loss_name = recipe.loss or {"categorical": "cross_entropy", "segmentation": "dice"}.get(head.kind, "balanced")
+    loss = losses.named(loss_name, head, about.classes[1:], recipe.gradient_weight)
+    refuse_slow_filters(network, about)
+    samples = Windows(list(series), task.input_frames + task.lead_frames, recipe.crop, task.seed)
+    state = out.with_name(f".{out.name}.training")
+    told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": _fingerprint(series)}
+    history = train(network, samples, loss, task, report, folder=state, about=told)
+    measured = [row for row in history if np.isfinite(row["validation_loss"])]
+    card = Card(
+        name=name,
+        network=recipe.network,
+        network_config=config,
+        dbz_min=about.dbz_min,
+        dbz_max=about.dbz_max,
+        cadences_minutes=about.cadences_minutes,
+        spacing_m=about.spacing_m,
+        product=about.product,
+        training={
+            **about.notes,
+            "loss": loss_name,
+            "gradient_weight": recipe.gradient_weight,
+            "crop": recipe.crop,
+            **{key: value for key, value in asdict(task).items() if key != "minutes"},
+            "steps": int(history[-1]["step"]),
+            "duration_minutes": round(history[-1]["seconds"] / 60, 1),
+            "best": min(measured, key=lambda row: row["validation_loss"]) if measured else None,
+        },
+    )
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        card = checkpoint.save(out, network, card)
+        for file in ("metrics.csv", "loss.png"):
+            if (state / file).is_file():
+                shutil.copy(state / file, out / file)
+        shutil.rmtree(state)
+    return Made(out, card, history)
+
+
+def refuse_slow_filters(network: Any, about: About) -> None:
+    """Refuse a network whose filters do not reach as far as fast rain moves in a frame.
+
+    Raises:
+        ValueError: says how far it reaches, and how far rain at 120 km/h goes.
+    """
+    reach = too_short_reach(network, max(about.cadences_minutes), about.spacing_m[0])
+    if reach:
+        raise ValueError(reach)
+
+
+def too_short_reach(network: Any, cadence_minutes: int, spacing_m: float) -> str:
+    """Why a network cannot follow rain at 120 km/h at that cadence and spacing; empty if it can, or has no limit."""
+    reach = getattr(network, "reach", None)
+    needed = FASTEST_RAIN_KM_H * 1000 * cadence_minutes / 60 / spacing_m
+    # spacing is a mean over a map, as in the check of a model's card
+    if reach is None or needed <= 1.1 * reach:
+        return ""
+    return (
+        f"the filters of this network move rain by at most {reach} cells a frame; at {cadence_minutes} minutes and "
+        f"{spacing_m:.0f} m rain of {FASTEST_RAIN_KM_H:.0f} km/h moves by {needed:.0f}"
+    )
+
+
+def _fingerprint(series: Sequence[FrameSeries]) -> str:
+    """Tells one set of data from another, without reading all of it."""
+    digest = hashlib.sha256()
+    for one in series:
+        digest.update(repr((one.pixels.shape, one.train.tolist(), one.validation.tolist())).encode())
+        digest.update(np.ascontiguousarray(one.pixels[:: max(len(one.pixels) // 8, 1)]).tobytes())
+    return digest.hexdigest()

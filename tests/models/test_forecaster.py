@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import checkpoint, zoo
+from models.baselines.rover import Rover, RoverConfig, flow
+from models.contract import Prediction
+from models.forecaster import OVERLAP, Forecaster
+from models.memory import peak_bytes
+from tests.models.test_optical_flow import rain, shifted
+
+PROJECT = Path(__file__).parents[2]
+
+
+def moving_rain(size: int, frames: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Real-looking rain that moves by (1, 2) pixels a frame: pixels (1, time, 1, size, size), observed."""
+    field = rain(size)
+    pixels = np.stack([np.roll(field, (n, 2 * n), axis=(0, 1)) for n in range(frames)])
+    return (pixels * 255).astype(np.uint8)[None, :, None], np.ones((1, frames, size, size), bool)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return checkpoint.load(checkpoint.find("convlstm"))[0]
+
+
+def test_tiles_equal_one_piece_within_the_stated_tolerance(shipped):
+    pixels, observed = moving_rain(320)
+    whole = Forecaster(shipped).predict(pixels, observed, 6)
+    budget = peak_bytes(shipped, 1, 5, 6, 200, 200) // 2**20
+    tiled = Forecaster(shipped, memory_mb=budget)
+    plan = tiled._plan((5, 1, 320, 320, 6))
+    assert len(plan.tiles) in (9, 16)
+    made = tiled.predict(pixels, observed, 6)
+    difference = np.abs(made.pixels.astype(int) - whole.pixels)
+    assert difference.mean() < 1 and difference.max() <= 8
+    assert (difference == 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(("height", "width"), [(320, 201), (197, 333), (166, 400)])
+def test_tiles_keep_every_cell_once_and_overlap_enough(height, width):
+    network = zoo.build("convlstm", {"widths": [64], "patch": 4})
+    budget = peak_bytes(network, 1, 3, 2, 180, 180) // 2**20 + 1
+    forecaster = Forecaster(network, memory_mb=budget)
+    kept = np.zeros((height, width), int)
+    tiles = forecaster._plan((3, 1, height, width, 2)).tiles
+    assert len(tiles) > 1
+    for rows, columns, keep_rows, keep_columns in tiles:
+        kept[keep_rows, keep_columns] += 1
+        assert rows.start % 4 == 0 and columns.start % 4 == 0
+        for whole, part, length in ((rows, keep_rows, height), (columns, keep_columns, width)):
+            assert part.start == 0 or part.start - whole.start >= OVERLAP
+            assert part.stop == length or whole.stop - part.stop >= OVERLAP
+    assert (kept == 1).all()
+
+
+def test_a_budget_that_cannot_be_met_is_an_error():
+    pixels, observed = moving_rain(64, 3)
+    with pytest.raises(MemoryError, match="too small even for tiles"):
+        Forecaster(zoo.build("convlstm"), memory_mb=1).predict(pixels, observed, 12)
+    gru = zoo.build("hko7_convgru", {"down": ((4, 7, 5), (8, 5, 3), (8, 3, 2)), "widths": (8, 8, 8)})
+    with pytest.raises(MemoryError, match="cannot work in tiles"):
+        Forecaster(gru, memory_mb=1).predict(pixels, observed, 12)
+
+
+class Hungry:
+    """Runs out of memory with more than two samples."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, frames, observed, leads):
+        self.sizes.append(len(frames))
+        if len(frames) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        values = frames[:, -1:].repeat(1, leads, 1, 1, 1)
+        return Prediction(values, torch.zeros_like(values, dtype=torch.bool))
+
+
+def test_when_memory_runs_out_passes_are_halved_for_good():
+    method = Hungry()
+    forecaster = Forecaster(method, samples=8)
+    frames = np.arange(7, dtype=np.uint8).repeat(16).reshape(7, 1, 1, 4, 4)
+    made = forecaster.predict(frames, np.ones((7, 1, 4, 4), bool), 2)
+    assert method.sizes == [8, 4, 2, 2, 2, 2]
+    assert np.array_equal(made.pixels[:, 1], frames[:, 0])
+    forecaster.predict(frames[:1], np.ones((1, 1, 4, 4), bool), 2)
+    assert method.sizes[-1] == 2  # filled up: the same shape as in company
+
+
+def test_other_errors_and_memory_that_never_suffices_are_raised():
+    def broken(frames, observed, leads):
+        raise RuntimeError("something else")
+
+    def never(frames, observed, leads):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    frames, seen = np.zeros((2, 1, 1, 4, 4), np.uint8), np.ones((2, 1, 4, 4), bool)
+    with pytest.raises(RuntimeError, match="something else"):
+        Forecaster(broken, samples=4).predict(frames, seen, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        Forecaster(never, samples=4).predict(frames, seen, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convlstm", "mnistpp_trajgru_l5", "unet"])
+def test_the_memory_of_a_pass_is_within_the_budget_for_any_number_of_sequences(name, tmp_path):
+    """Resident memory over that of the loaded program, without the arrays given and returned."""
+    script = """
+import json, resource, sys
+import numpy as np, torch
+from models import zoo
+from models.forecaster import Forecaster
+name, count, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+forecaster = Forecaster(zoo.build(name), memory_mb=budget)
+small = np.zeros((1, 5, 1, 32, 32), np.uint8)
+forecaster.predict(small, np.ones((1, 5, 32, 32), bool), 2)
+frames = np.random.default_rng(0).integers(0, 200, (count, 5, 1, 64, 64), dtype=np.uint8)
+observed = np.ones((count, 5, 64, 64), bool)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+forecaster._plans.clear()
+made = forecaster.predict(frames, observed, 6)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"mb": (after - before) / 1024, "returned": (made.pixels.nbytes + made.extrapolated.nbytes) / 2**20,
+                  "planned": len(forecaster._plans[(5, 1, 64, 64, 6)].tiles)}))
+"""
+    budget = peak_bytes(zoo.build(name), 1, 5, 6, 64, 64) // 2**20 + 1
+    for count in (1, 16, 256) if name == "convlstm" else (1, 16):
+        done = subprocess.run(
+            [sys.executable, "-c", script, name, str(count), str(budget)],
+            cwd=PROJECT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        measured = json.loads(done.stdout)
+        assert measured["mb"] - measured["returned"] < budget + 10, (count, measured, budget)
+
+
+def test_bfloat16_stays_within_a_pixel_or_two(shipped):
+    pixels, observed = moving_rain(96)
+    exact = Forecaster(shipped).predict(pixels, observed, 6).pixels.astype(int)
+    rough = Forecaster(shipped, precision="bfloat16").predict(pixels, observed, 6).pixels.astype(int)
+    wet = exact > 0
+    assert wet.mean() > 0.02 and not np.array_equal(rough, exact)
+    assert np.abs(rough - exact)[wet].mean() < 2
+
+
+def test_classes_come_out_as_probabilities():
+    network = zoo.build("convlstm_classes", {"widths": (4,), "patch": 4})
+    pixels, observed = moving_rain(40, 3)
+    made = Forecaster(network).predict(np.repeat(pixels, 3, axis=0), np.repeat(observed, 3, axis=0), 2)
+    assert made.exceedance.shape == (3, 2, 5, 40, 40)
+    assert (np.diff(made.exceedance.astype(int), axis=2) <= 0).all() and made.exceedance.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "observed", "error", "says"),
+    [
+        (np.zeros((1, 3, 1, 8, 8), np.float32), np.ones((1, 3, 8, 8), bool), TypeError, "float32"),
+        (np.zeros((1, 3, 1, 8, 8), np.uint8), np.ones((1, 3, 8, 8), np.uint8), TypeError, "observed bool"),
+        (np.zeros((3, 1, 8, 8), np.uint8), np.ones((3, 8, 8), bool), ValueError, "must be"),
+        (np.zeros((1, 3, 1, 8, 8), np.uint8), np.ones((1, 3, 8, 9), bool), ValueError, "8, 9"),
+        (np.zeros((1, 3, 2, 8, 8), np.uint8), np.ones((1, 3, 8, 8), bool), ValueError, "2 channels"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(frames, observed, error, says):
+    with pytest.raises(error, match=says):
+        Forecaster(zoo.build("convlstm", {"widths": (4,), "patch": 4})).predict(frames, observed, 2)
+
+
+def test_too_few_frames_are_refused():
+    network = zoo.build("unet", {"widths": (4, 4), "input_frames": 4, "lead_frames": 2})
+    with pytest.raises(ValueError, match="3 input frames, the network takes at least 4"):
+        Forecaster(network).predict(np.zeros((1, 3, 1, 8, 8), np.uint8), np.ones((1, 3, 8, 8), bool), 2)
+
+
+def test_device_and_precision_are_checked():
+    with pytest.raises(ValueError, match="there are float32, bfloat16"):
+        Forecaster(Rover(nonlinear=False), precision="float8")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here, so it is not refused")
+    assert Forecaster(Rover(nonlinear=False), device="auto").device.type == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        Forecaster(Rover(nonlinear=False), device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: graphs are captured there only")
+def test_a_captured_graph_forecasts_the_same_as_eager(shipped):
+    pixels, observed = moving_rain(96)
+    captured, eager = Forecaster(shipped, device="cuda", samples=2), Forecaster(shipped, device="cuda", samples=2)
+    eager._may_capture = False
+    for n in (4, 5):
+        a, b = (f.predict(np.roll(pixels, n, axis=4), observed, 6).pixels.astype(int) for f in (captured, eager))
+        assert np.abs(a - b).max() <= 1
+    assert captured._graphs and captured._may_capture
+
+
+@pytest.mark.parametrize("nonlinear", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1.0, -2.0), (1.5, 2.5)])
+def test_rover_tracks_a_moving_field(nonlinear, rows, columns):
+    field = rain(192)
+    frames = torch.from_numpy(np.stack([shifted(field, n * rows, n * columns) for n in range(2)])).float()
+    rover = Rover(nonlinear=nonlinear)
+    stretched = rover._stretched(frames)
+    motion = flow(stretched[:1, None], stretched[1:, None], RoverConfig())[0].numpy()
+    wet = (
+        (frames[1].numpy() > 0.3)
+        & (np.indices(field.shape).min(axis=0) > 32)
+        & (np.indices(field.shape).max(axis=0) < 160)
+    )
+    # the linearised, smooth flow of the source comes short of the whole motion
+    error = np.hypot(motion[0] - columns, motion[1] - rows)[wet]
+    assert np.median(error) < 0.1 + 0.35 * np.hypot(rows, columns)
+
+
+def test_rover_solves_its_own_equations_and_its_transform_inverts():
+    from models.baselines.rover import _applied, _Equations
+
+    torch.manual_seed(0)
+    a = torch.rand(1, 1, 48, 48, dtype=torch.float64) * 100 + 50
+    equations = _Equations(a, 0.3 * a, 1.5 * a, 2000.0)
+    truth = torch.randn(1, 2, 48, 48, dtype=torch.float64)
+    from models.baselines.rover import _cycle
+
+    right, found = _applied(equations, truth), torch.zeros_like(truth)
+    for _ in range(25):
+        found = _cycle(equations, right, found, RoverConfig())
+    torch.testing.assert_close(found, truth, atol=1e-3, rtol=0)
+    rover = Rover(nonlinear=True)
+    pixels = torch.linspace(0, 1, 50)
+    torch.testing.assert_close(rover._restored(rover._stretched(pixels)), pixels, atol=1e-4, rtol=0)
+    # published: between arctan values of -1.478 and 1.424
+    assert rover._bounds().tolist() == pytest.approx([-1.478, 1.424], abs=1e-3)
+
+
+def test_rover_needs_two_frames():
+    with pytest.raises(ValueError, match="two input frames"):
+        Rover(nonlinear=False)(torch.rand(1, 1, 1, 8, 8), torch.ones(1, 1, 1, 8, 8, dtype=torch.bool), 1)
