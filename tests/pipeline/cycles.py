@@ -60,5 +60,5 @@ def remove_frames(settings, *instants):
 def issue(settings, *reference_times, kind="hindcast"):
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
-    load = lambda spacing: nowcast.load_methods(domain, store, 1, spacing)  # noqa: E731
+    load = lambda spacing: nowcast.load_methods(domain, store, settings, spacing)  # noqa: E731
     return nowcast.issue(domain, store, catalog, load, list(reference_times), kind, times.Clock(NOW))

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
 
+from models.recipe import Recipe
 from models.training import TrainingConfig
 from pipeline import catalog as tables
 from pipeline import operations
@@ -63,8 +64,8 @@ def test_two_levels_from_archive_to_scores(root, store, catalog, tmp_path):
     """A network of two channels is trained, forecasts both, and the first is published as rain and verified."""
     put_moving_rain(Archive(store, two_levels()), 60)
     rebuild([two_levels()], store, catalog)
-    config = TrainingConfig(input_frames=3, lead_frames=4, crop=64, batch=2, steps=2, validate_every=1)
-    train([two_levels()], store, "convlstm", config, tmp_path / "pair", "pair", "test", 1, NOW)
+    task = TrainingConfig(input_frames=3, lead_frames=4, batch=2, steps=2, validate_every=1)
+    train([two_levels()], store, Recipe(crop=64, training=task), tmp_path / "pair", "test", 1, NOW)
     domain = two_levels(model=str(tmp_path / "pair"))
     settings = settings_for(root, domain)
     report = operations.backfill(settings, "net", T0 + 10 * STEP, T0 + 11 * STEP, NOW, 1)
@@ -83,8 +84,7 @@ def test_training_windows_do_not_reach_over_a_gap_of_years(store, catalog, tmp_p
     archive = Archive(store, two_levels())
     put_moving_rain(archive, 20)
     put_moving_rain(archive, 20, T0 + timedelta(days=2200))
-    config = TrainingConfig(input_frames=3, lead_frames=4, crop=64)
-    series = _series(archive, archive.times(), two_levels(), config)
+    series = _series(archive, archive.times(), two_levels(), length=7, crop=64)
     assert series.pixels.shape == (40, 2, 96, 96)
     assert series.train.max() <= 27 and not set(range(14, 20)) & set(series.train.tolist())
 
