@@ -63,6 +63,12 @@ def train(
         raise SettingsError(f"a model {out.name!r} exists already in {out.parent}; choose another --name")
     torch.set_num_threads(threads)
     series, about = collect(domains, store, recipe, command, now)
+    if not any(len(one.validation) for one in series.values()):
+        length = recipe.training.input_frames + recipe.training.lead_frames
+        raise NowcastError(
+            f"no window of {length} wet frames lies in the last {VALIDATION_SHARE:.0%} of the archive, so nothing "
+            "could tell a good model; ingest a longer period"
+        )
     try:
         configuration(recipe, about)
         made = make(recipe, list(series.values()), about, out, out.name, progress)
@@ -110,11 +116,6 @@ def collect(
         periods[domain.name] = f"{times.iso(held[0])}/{times.iso(held[-1])}"
     if not any(len(one.train) for one in series.values()):
         raise NowcastError(f"no window of {length} consecutive wet frames to train on in {', '.join(series)}")
-    if not any(len(one.validation) for one in series.values()):
-        raise NowcastError(
-            f"no window of {length} wet frames lies in the last {VALIDATION_SHARE:.0%} of the archive, so nothing "
-            "could tell a good model; ingest a longer period"
-        )
     about = About(
         dbz_min=first.scale.dbz_min,
         dbz_max=first.scale.dbz_max,

@@ -76,7 +76,7 @@ def traj_gru_step(cell: TrajGRUCell, x: Tensor, state: Tensor) -> Tensor:
 
 
 def dynamic_convolution(x: Tensor, kernels: Tensor) -> Tensor:
-    batch, outputs, inputs, rows, columns = kernels.shape
+    batch, outputs, _, rows, columns = kernels.shape
     patches = F.unfold(x, (rows, columns))
     made = torch.einsum("bok,bkl->bol", kernels.reshape(batch, outputs, -1), patches)
     return made.view(batch, outputs, x.shape[-2] - rows + 1, x.shape[-1] - columns + 1)

@@ -204,8 +204,8 @@ def test_a_run_that_was_killed_goes_on_exactly(tmp_path):
     bare.mkdir()
     (bare / "models").symlink_to(PROJECT / "models")
     data = exported(tmp_path / "data")
-    blocked = "import sys\nfor name in ('pydantic', 'xarray', 'netCDF4', 'prefect', 'pipeline'):\n    sys.modules[name] = None\n"
-    (bare / "sitecustomize.py").write_text(blocked)
+    absent = "('pydantic', 'xarray', 'netCDF4', 'prefect', 'pipeline')"
+    (bare / "sitecustomize.py").write_text(f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n")
     environment = {**os.environ, "PYTHONPATH": str(bare)}
 
     def go(out: Path) -> subprocess.Popen:

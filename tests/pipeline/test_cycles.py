@@ -167,7 +167,9 @@ def test_the_time_of_issue_is_that_of_publication_and_comes_back_after_a_loss(se
     store, catalog = operations.open_root(settings)
     clock = times.Clock(NOW - timedelta(seconds=30), time.monotonic() - 30)
     domain = settings.domain("small")
-    nowcast.issue(domain, store, catalog, lambda s: nowcast.load_methods(domain, store, settings, s), [T0], "issued", clock)
+    nowcast.issue(
+        domain, store, catalog, lambda s: nowcast.load_methods(domain, store, settings, s), [T0], "issued", clock
+    )
     (row,) = catalog.read(sa.select(tables.cycles))
     issued = row["issue_time"] - NOW.timestamp()
     assert 0 <= issued < 25

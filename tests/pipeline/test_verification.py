@@ -252,7 +252,9 @@ def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(setting
     operations.ingest(settings, "small", T0, T0 + 4 * STEP, NOW)
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
-    nowcast.issue(domain, store, catalog, lambda m: nowcast.load_methods(domain, store, settings, m), [T0], "hindcast", NOW)
+    nowcast.issue(
+        domain, store, catalog, lambda m: nowcast.load_methods(domain, store, settings, m), [T0], "hindcast", NOW
+    )
     operations.verify(settings, "small", None, None, NOW)
     page = operations.report(settings, "small", None, None, tmp_path, NOW).page.read_text()
     assert "no pixel where last_frame, optical_flow and the observation all have a value" in page
