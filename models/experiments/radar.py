@@ -69,11 +69,10 @@ def split(series: list[FrameSeries], side: int, seed: int) -> Sequences:
         training = before[before + length <= validation[0]] if len(validation) else before
         early.append(replace(one, train=training, validation=validation))
         late.append(replace(one, train=training, validation=test))
-    made = Sequences(*(Windows(part, length, side, seed) for part in (early, late)))
-    for part in (VALIDATION, TEST):
-        if not made.count(part):
+    for part, windows in (("training", early), ("validation", early), ("test", late)):
+        if not any(len(one.train if part == "training" else one.validation) for one in windows):
             raise ValueError(f"no {part} windows of {length} frames: the data are too short")
-    return made
+    return Sequences(*(Windows(part, length, side, seed) for part in (early, late)))
 
 
 def read_cikm(path: Path, height: int, limit: int) -> FrameSeries:

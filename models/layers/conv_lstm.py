@@ -17,12 +17,13 @@ class State:
     """Hidden and cell state, each (batch, hidden, height, width); the cell state is float32.
 
     ``joined`` is the workspace (batch, inputs + hidden, height, width) of which ``h`` is the last part. Without
-    gradients the next hidden state is written into it, so a state is used once.
+    gradients the next hidden state is written into it, so a state is used once. ``fresh`` is a hidden state of zeros.
     """
 
     h: Tensor
     c: Tensor
     joined: Tensor | None = None
+    fresh: bool = False
 
 
 class ConvLSTMCell(nn.Module):
@@ -61,7 +62,7 @@ class ConvLSTMCell(nn.Module):
         if torch.is_grad_enabled():
             return State(x.new_zeros((batch, self.hidden, height, width)), c)
         joined = _empty(x, batch, self.inputs + self.hidden, _working_dtype(x)).zero_()
-        return State(joined[:, self.inputs :], c, joined)
+        return State(joined[:, self.inputs :], c, joined, fresh=True)
 
     def forward(self, x: Tensor, state: State) -> State:
         """Return the next state; ``x`` is (batch, inputs, height, width)."""
@@ -109,7 +110,8 @@ class ConvLSTMCell(nn.Module):
         assert joined is not None
         joined[:, : self.inputs].copy_(x)
         weight, bias = self.gates.weight.to(joined.dtype), self.gates.bias.to(joined.dtype)  # type: ignore[union-attr]
-        gates = F.conv2d(joined, weight, bias, padding=weight.shape[-1] // 2)
+        reads = self.inputs if state.fresh else None  # zeros need no convolution
+        gates = F.conv2d(joined[:, :reads], weight[:, :reads], bias, padding=weight.shape[-1] // 2)
         i, f, o, g = gates.chunk(4, dim=1)
         if self.peephole is not None:
             i.add_(self.peephole[0] * c)

@@ -125,9 +125,20 @@ def test_traj_gru(size, links, hidden):
     torch.nn.init.normal_(cell.flows.weight, std=0.05)
     x, state = torch.rand(1, 8 if hidden == 64 else 192, size, size), torch.rand(1, hidden, size, size)
     torch.testing.assert_close(cell(x, state), references.traj_gru_step(cell, x, state), rtol=1e-3, atol=1e-3)
+
+    def bf16():
+        with torch.autocast("cpu", torch.bfloat16):
+            return cell(x, state)
+
+    print(f"\nbfloat16, relative error {relative(bf16(), cell(x, state)):.1e}")
     compare(
         f"TrajGRU, HKO-7, {links} links, {hidden} channels, {size} x {size}, one step",
-        {"reference": lambda: references.traj_gru_step(cell, x, state), "ours": lambda: cell(x, state)},
+        {
+            "reference float32": lambda: references.traj_gru_step(cell, x, state),
+            "ours float32": lambda: cell(x, state),
+            "ours bfloat16": bf16,
+        },
+        repeats=15,
     )
 
 
