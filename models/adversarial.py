@@ -59,8 +59,8 @@ class Adversary:
         loss.backward()
         if dist.is_initialized():
             for parameter in self.network.parameters():
-                dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
                 if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
                     parameter.grad /= dist.get_world_size()
         self.optimizer.step()
         return loss.item()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,19 +95,28 @@ def save(folder: Path, network: nn.Module, card: Card) -> Card:
     """Write weights and the card that names their checksum, both or neither; return that card.
 
     Raises:
-        CheckpointError: the folder exists; a model that forecasts were made with is never overwritten.
+        CheckpointError: the folder exists (a model that forecasts were made with is never overwritten), or weights
+            are not finite.
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; choose another name")
+    refuse_broken(network, folder)
     weights = save_tensors({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
     card = Card(**{**asdict(card), "sha256": hashlib.sha256(weights).hexdigest()})
+    text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
     half = folder.with_name(f".{folder.name}.{os.getpid()}")
     half.mkdir(parents=True)
     (half / "weights.safetensors").write_bytes(weights)
-    text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
     (half / "card.json").write_text(text, encoding="utf-8")
     half.rename(folder)
     return card
+
+
+def replace(folder: Path, network: nn.Module, card: Card) -> Card:
+    """``save``, in place of what is there; for experiments, whose models make no products."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    return save(folder, network, card)
 
 
 def find(model: str, folders: tuple[Path, ...] = ()) -> Path:
@@ -149,6 +159,9 @@ def read_card(folder: Path) -> Card:
         raise CheckpointError(f"{path}: {err}") from err
     if not isinstance(card.product, str | list):
         raise CheckpointError(f"{path}: product must be a name or a list of names, found {card.product!r}")
+    texts = (card.name, card.network, card.sha256, card.limits)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(card.network_config, dict):
+        raise CheckpointError(f"{path}: name, network, sha256 and limits must be texts, network_config an object")
     numbers = [card.dbz_min, card.dbz_max, *_list(card.cadences_minutes), *_list(card.spacing_m)]
     if not all(isinstance(n, int | float) for n in numbers) or len(_list(card.spacing_m)) != 2:
         raise CheckpointError(f"{path}: scale, cadences_minutes and spacing_m [smallest, largest] must be numbers")
@@ -182,4 +195,16 @@ def load(folder: Path) -> tuple[Network, Card]:
         network.load_state_dict(load_tensors(weights), assign=True)
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, IndexError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: the weights do not fit network {card.network!r}: {err}") from err
+    refuse_broken(network, folder)
     return network.eval(), card
+
+
+def refuse_broken(network: nn.Module, folder: Path) -> None:
+    """Weights that are not numbers forecast "no rain" without a word.
+
+    Raises:
+        CheckpointError: names the first such tensor.
+    """
+    for name, tensor in network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{folder}: {name} holds values that are not finite")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from models import losses, zoo
 from models.checkpoint import CheckpointError
+from models.forecaster import resolved_device
 from models.recipe import About, Recipe, make
 from models.training import FEEDS, Report, TrainingConfig
 from models.windows import load_series
@@ -23,17 +24,21 @@ from models.windows import load_series
 
 def parser() -> argparse.ArgumentParser:
     """Command line of the engine."""
-    given = argparse.ArgumentParser(prog="python -m models.training", description="Train a network on exported frames.")
+    given = argparse.ArgumentParser(
+        prog="python -m models.training",
+        description="Train a network on exported frames.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     task = TrainingConfig()
     given.add_argument("data", type=Path, help="folder that `nowcast train --data-only` wrote")
     given.add_argument("--out", type=Path, required=True, help="folder of the model; its name is the model's")
     given.add_argument("--network", default="convlstm", choices=sorted(zoo.ZOO), metavar="NAME")
     given.add_argument("--network-config", type=json.loads, default={}, metavar="JSON", help="changes of its zoo entry")
-    given.add_argument("--loss", default="", choices=("", *losses.NAMES), help="default: what fits the head")
+    given.add_argument("--loss", default="", choices=("", *losses.NAMES), help="empty: what fits the head")
     given.add_argument("--gradient-weight", type=float, default=0.0, help="of a gradient difference term")
     given.add_argument("--crop", type=int, default=128, help="side of the random squares, cells")
-    given.add_argument("--input-frames", type=int, default=task.input_frames)
-    given.add_argument("--lead-frames", type=int, default=task.lead_frames)
+    given.add_argument("--input-frames", type=int, default=0, help="0: as exported")
+    given.add_argument("--lead-frames", type=int, default=0, help="0: as exported")
     given.add_argument("--batch", type=int, default=task.batch, help="samples in a pass, on each device")
     given.add_argument("--accumulate", type=int, default=1, help="passes in a step")
     given.add_argument("--steps", type=int, default=task.steps)
@@ -48,19 +53,22 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--seed", type=int, default=task.seed)
     given.add_argument("--bf16", action="store_true")
     given.add_argument("--adversarial", type=float, default=0.0, help="weight of an adversarial term")
-    given.add_argument("--threads", type=int, default=0, help="of the CPU; default: all")
-    given.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all")
+    given.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return given
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     given = parser().parse_args(arguments)
+    if given.threads < 0:
+        return _fail(f"--threads must not be negative, got {given.threads}")
     if given.threads:
         torch.set_num_threads(given.threads)
-    device = given.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        return _fail(f"--device {device}: there is no CUDA device here; use --device cpu")
+    try:
+        device = str(resolved_device(given.device))
+    except ValueError as err:
+        return _fail(str(err))
     distributed = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:
         if device.startswith("cuda"):
@@ -69,20 +77,29 @@ def main(arguments: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     first = not distributed or dist.get_rank() == 0
     try:
+        series, told = load_series(given.data)
+        try:
+            about = About(**{key: value for key, value in told.items() if key != "series"})
+        except (TypeError, ValueError) as err:
+            raise ValueError(f"{given.data / 'about.json'}: {err}") from err
+        given.input_frames, given.lead_frames = (
+            asked or exported
+            for asked, exported in zip((given.input_frames, given.lead_frames), about.window, strict=True)
+        )
         names = {field: getattr(given, field) for field in asdict(TrainingConfig())}
         recipe = Recipe(
             given.network, given.network_config, given.loss, given.gradient_weight, given.crop, TrainingConfig(**names)
         )
-        series, told = load_series(given.data)
-        told.pop("series")
         made = make(
-            recipe, list(series.values()), About(**told), given.out, given.out.name,
+            recipe, list(series.values()), about, given.out, given.out.name,
             reporter(recipe.training.steps) if first else lambda step, row: None, device,
         )  # fmt: skip
         if distributed:
             dist.barrier()  # whoever leaves early tears the others' connections
     except (KeyError, TypeError, ValueError, CheckpointError) as err:
         return _fail(str(err.args[0] if isinstance(err, KeyError) else err))
+    except OSError as err:
+        return _fail(f"{err.filename or given.out}: {err.strerror}")
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last validation")
         return 130

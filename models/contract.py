@@ -53,6 +53,8 @@ def check_input(frames: Tensor, observed: Tensor, leads: int, *, channels: int, 
     if frames.ndim != 5:
         raise ValueError(f"frames must be (batch, time, channel, height, width), got shape {tuple(frames.shape)}")
     batch, time, found, height, width = frames.shape
+    if not batch:
+        raise ValueError("an empty batch: there is nothing to forecast")
     if found != channels:
         raise ValueError(f"frames have {found} channels, the network takes {channels}")
     if time < min_frames:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,8 +18,7 @@ from models.networks.network import Network
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
-OVERLAP = 48  # pixels around the part of a tile that is kept
-SMALLEST_TILE = 64
+SMALLEST_KEPT = 32  # pixels of a tile beside its overlap
 MOST_SAMPLES = 64  # in a pass on a GPU
 
 
@@ -53,13 +53,14 @@ class Forecaster:
     that is too large for it even with one sample works tile by tile. When memory runs out all the same, passes are
     halved for good.
 
-    Tiles overlap by ``OVERLAP`` pixels, of which nothing is kept. The difference from a forecast in one piece is below
-    one pixel value of 255 on average and reaches a few where rain moved further than the overlap.
+    Tiles overlap by as much as a pixel can matter (``Network.influence``), so a forecast in tiles is that of one piece,
+    but for the last bit of sums that are added up in another order: now and then a pixel value differs by one.
 
     Args:
         method: a network or baseline.
         device: torch device; ``auto`` is a GPU where there is one.
-        precision: ``bfloat16`` computes convolutions and products in it; states, positions and outputs are float32.
+        precision: ``bfloat16`` computes convolutions, products and hidden states in it; cell states, positions and the
+            frames that are fed back are float32.
         memory_mb: budget of one pass; weights, and the arrays given and returned, come on top. Baselines take what
             they take.
         samples: most samples in a pass; 0 is one on a CPU, where more gain nothing, and 64 on a GPU.
@@ -82,11 +83,7 @@ class Forecaster:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r}: there are {', '.join(PRECISIONS)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r}: there is no CUDA device here; use 'cpu' or 'auto'")
+        self.device = resolved_device(device)
         self.method, self.precision, self.memory_mb = method, precision, memory_mb
         self.threads = min(threads, os.cpu_count() or 1)
         self._plans: dict[tuple[int, ...], _Plan] = {}
@@ -106,6 +103,7 @@ class Forecaster:
 
         Raises:
             TypeError, ValueError: arrays that do not fit, or that the network cannot take.
+        RuntimeError: a forecast that is not finite.
             MemoryError: the budget is too small for a network that cannot work in tiles.
         """
         if frames.dtype != np.uint8 or observed.dtype != np.bool_:
@@ -158,6 +156,8 @@ class Forecaster:
             x = torch.cat((x, x.new_zeros((size - count, *x.shape[1:]))))
             seen = torch.cat((seen, seen.new_zeros((size - count, *seen.shape[1:]))))
         made_here = self._forward(x, seen.unsqueeze(2), leads)
+        if not bool(torch.isfinite(made_here.values).all()):
+            raise RuntimeError("the forecast holds values that are not finite; they would read as no rain")
         inside = (slice(None), slice(None), slice(None), _within(rows, keep_rows), _within(columns, keep_columns))
         place = (samples, slice(None), slice(None), keep_rows, keep_columns)
         made.pixels[place] = _bytes(made_here.values[:count][inside])
@@ -178,7 +178,8 @@ class Forecaster:
             key = (*x.shape, leads)
             try:
                 if key not in self._graphs:
-                    self._graphs = {key: _Graph(self._eager, x, seen, leads)}  # one shape at a time holds memory
+                    self._graphs.clear()  # one shape at a time holds memory
+                    self._graphs[key] = _Graph(self._eager, x, seen, leads)
                 return self._graphs[key](x, seen)
             except RuntimeError as err:
                 if _is_out_of_memory(err):
@@ -189,7 +190,7 @@ class Forecaster:
 
     def _eager(self, x: Tensor, seen: Tensor, leads: int) -> Prediction:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            made = self.method(x.float() / 255 * seen, seen, leads)
+            made = self.method(x.float() / 255, seen, leads)
         return made
 
     def _plan(self, key: tuple[int, ...]) -> _Plan:
@@ -211,18 +212,34 @@ class Forecaster:
             samples //= 2
         if one <= budget:
             return _Plan(samples, whole)
-        if not self.method.tileable:
-            raise MemoryError(
-                f"one forecast takes {one / 2**20:.0f} MB, the budget is {self.memory_mb} MB, and this network cannot "
-                "work in tiles; raise memory_mb"
-            )
+        needs = f"one forecast takes {one / 2**20:.0f} MB, the budget is {self.memory_mb} MB, and this network"
+        multiple, overlap = self.method.multiple, self.method.influence(frames, leads)
+        if overlap is None:
+            raise MemoryError(f"{needs} cannot work in tiles; raise memory_mb")
+        overlap = -(-overlap // multiple) * multiple
         side = max(height, width)
         while peak_bytes(self.method, 1, frames, leads, min(side, height), min(side, width)) > budget:
-            side = int(0.8 * side) // self.method.multiple * self.method.multiple
-            if side < SMALLEST_TILE + 2 * OVERLAP:
-                raise MemoryError(f"the budget of {self.memory_mb} MB is too small even for tiles; raise memory_mb")
+            side = int(0.8 * side) // multiple * multiple
+            if side < 2 * overlap + multiple + SMALLEST_KEPT:
+                raise MemoryError(f"{needs} needs tiles that overlap by {overlap} cells; raise memory_mb")
         log.info("forecasts in tiles of %d: one piece would take %.0f MB", side, one / 2**20)
-        return _Plan(1, tuple(_tiles(height, width, side, self.method.multiple)))
+        return _Plan(1, tuple(_tiles(height, width, side, overlap, multiple)))
+
+
+def resolved_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one.
+
+    Raises:
+        ValueError: another name, or a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device {name!r}: there are auto, cpu, cuda and cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r}: there is no CUDA device of that number here; use 'cpu' or 'auto'")
+    return device
 
 
 class _Graph:
@@ -249,29 +266,27 @@ class _Graph:
         return self.made
 
 
-def _tiles(height: int, width: int, side: int, multiple: int) -> Iterator[tuple[slice, slice, slice, slice]]:
+def _tiles(
+    height: int, width: int, side: int, overlap: int, multiple: int
+) -> Iterator[tuple[slice, slice, slice, slice]]:
     """Rows and columns of each tile, and those of it that are kept; tiles begin where the network's own grid does."""
-    for rows, keep_rows in _cuts(height, side, multiple):
-        for columns, keep_columns in _cuts(width, side, multiple):
+    for rows, keep_rows in _cuts(height, side, overlap, multiple):
+        for columns, keep_columns in _cuts(width, side, overlap, multiple):
             yield rows, columns, keep_rows, keep_columns
 
 
-def _cuts(length: int, side: int, multiple: int) -> list[tuple[slice, slice]]:
+def _cuts(length: int, side: int, overlap: int, multiple: int) -> list[tuple[slice, slice]]:
+    """Parts of equal size, the last one flush with the end; ``overlap`` and starts are multiples of ``multiple``."""
     if length <= side:
         return [(slice(0, length), slice(0, length))]
-    step = (side - 2 * OVERLAP) // multiple * multiple
-    cuts: list[tuple[slice, slice]] = []
-    start = 0
-    while True:
-        last = start + side >= length
-        if last:  # as large as the others, so that every pass has the same shape
-            start = -(-(length - side) // multiple) * multiple
-        end = length if last else start + side
-        kept = cuts[-1][1].stop if cuts else 0
-        cuts.append((slice(start, end), slice(kept, end if last else end - OVERLAP)))
-        if last:
-            return cuts
-        start += step
+    side -= (side - length) % multiple
+    step = (side - 2 * overlap) // multiple * multiple
+    starts = [*range(0, length - side, step), length - side]
+    ends = [start + side - overlap for start in starts[:-1]] + [length]
+    return [
+        (slice(start, start + side), slice(kept, end))
+        for start, kept, end in zip(starts, [0, *ends[:-1]], ends, strict=True)
+    ]
 
 
 def _within(whole: slice, kept: slice) -> slice:

@@ -68,6 +68,7 @@ class Head:
 
         A class stands for its middle, the lowest for no echo, rain of a segmentation for its level.
         """
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if not self.logits:
             return raw.clamp(0.0, 1.0)
         middles = [(a + b) / 2 for a, b in zip(self.levels, (*self.levels[1:], 1.0), strict=True)]

@@ -117,10 +117,9 @@ def gradient_difference(raw: Tensor, target: Tensor, observed: Tensor) -> Total:
 
 
 def sharpened(raw: Tensor, target: Tensor, observed: Tensor, base: Loss, weight: float) -> Total:
-    """``base`` plus ``weight`` times the gradient difference."""
+    """``base`` plus ``weight`` times the gradient difference, both over the weight of ``base``: so parts add up."""
     main, edges = base(raw, target, observed), gradient_difference(raw, target, observed)
-    # on the weight of the main loss, so that the two means add
-    return Total(main.sum + weight * edges.mean() * main.weight, main.weight)
+    return Total(main.sum + weight * edges.sum / 2, main.weight)  # each pixel has two gradients
 
 
 NAMES = ("balanced", "mse", "mae", "mse_mae", "cross_entropy", "dice", "backward_mse")

@@ -1,9 +1,12 @@
 """From training data and a choice of network and loss to a checkpoint with its card."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,14 @@ class Recipe:
     crop: int = 128
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.network_config, dict):
+            raise ValueError(f"the network's configuration must be a JSON object, got {self.network_config!r}")
+        if self.crop < 8:
+            raise ValueError(f"crop must be at least 8 cells, got {self.crop}")
+        if not 0 <= self.gradient_weight < math.inf:
+            raise ValueError(f"gradient_weight must be 0 or positive and finite, got {self.gradient_weight}")
+
 
 @dataclass(frozen=True)
 class About:
@@ -52,6 +63,7 @@ class About:
         cadences_minutes, spacing_m: of the domains; all, and smallest and largest.
         product: what one frame is, or what its channels are.
         classes: pixel values (0-1) of 0.5, 2, 5, 10 and 30 mm/h.
+        window: input and lead frames that the windows were chosen for; shorter ones fit into them, longer ones do not.
         notes: where they come from; free text and numbers for the card.
     """
 
@@ -61,7 +73,17 @@ class About:
     spacing_m: list[float]
     product: str | list[str]
     classes: list[float]
+    window: list[int]
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = (self.dbz_min, self.dbz_max, *self.cadences_minutes, *self.spacing_m, *self.classes, *self.window)
+        fits = len(self.spacing_m) == 2 and len(self.classes) == 5 and len(self.window) == 2 and self.cadences_minutes
+        if not fits or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise ValueError(
+                "dbz_min and dbz_max, cadences_minutes, two of spacing_m, five classes and two of window must be "
+                f"finite numbers, got {numbers}"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,8 +111,19 @@ def configuration(recipe: Recipe, about: About) -> dict[str, Any]:
     elif head == "segmentation":
         changes["levels"] = list(about.classes[:1])
     changes |= recipe.network_config
-    with torch.device("meta"):
-        zoo.build(recipe.network, changes)
+    if changes.get("channels", 1) != channels:
+        raise ValueError(f"the data have {channels} channels, the configuration says {changes['channels']}")
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = zoo.build(recipe.network, changes)
+            given = torch.zeros(1, recipe.training.input_frames, channels, recipe.crop, recipe.crop)
+            network.roll_out(given, recipe.training.lead_frames)
+        size = sum(p.numel() * p.element_size() for p in network.parameters())
+        if not 0 < size <= checkpoint.MAX_BYTES:
+            raise ValueError(f"its weights take {size} bytes, a checkpoint at most {checkpoint.MAX_BYTES}")
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, IndexError) as err:
+        reason = str(err).splitlines()[0]
+        raise ValueError(f"{recipe.network} cannot be built with {json.dumps(changes)}: {reason}") from err
     return changes
 
 
@@ -112,16 +145,22 @@ def make(
     if out.exists():
         raise checkpoint.CheckpointError(f"{out} exists already; choose another name")
     config, task = configuration(recipe, about), recipe.training
+    length, longest = task.input_frames + task.lead_frames, sum(about.window)
+    if length > longest:
+        raise ValueError(f"{length} frames are wanted, the windows were chosen for {longest}; export them anew")
+    if not any(len(one.validation) for one in series):
+        raise ValueError("there are no validation windows, so nothing could tell a good model; use a longer period")
     torch.manual_seed(task.seed)
     network = zoo.build(recipe.network, config).to(device)
     head: Head = network.output
     loss_name = recipe.loss or {"categorical": "cross_entropy", "segmentation": "dice"}.get(head.kind, "balanced")
     loss = losses.named(loss_name, head, about.classes[1:], recipe.gradient_weight)
     refuse_slow_filters(network, about)
-    samples = Windows(list(series), task.input_frames + task.lead_frames, recipe.crop, task.seed)
+    samples = Windows(list(series), length, recipe.crop, task.seed)
     state = out.with_name(f".{out.name}.training")
-    told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": _fingerprint(series)}
-    history = train(network, samples, loss, task, report, folder=state, about=told)
+    told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": fingerprint(series)}
+    with _alone(state):
+        history = train(network, samples, loss, task, report, folder=state, about=told)
     measured = [row for row in history if np.isfinite(row["validation_loss"])]
     card = Card(
         name=name,
@@ -152,6 +191,25 @@ def make(
     return Made(out, card, history)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, so that no second one writes there; the first of several processes does.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise ValueError(f"another process trains this model now, in {folder}") from err
+        yield
+
+
 def refuse_slow_filters(network: Any, about: About) -> None:
     """Refuse a network whose filters do not reach as far as fast rain moves in a frame.
 
@@ -176,7 +234,7 @@ def too_short_reach(network: Any, cadence_minutes: int, spacing_m: float) -> str
     )
 
 
-def _fingerprint(series: Sequence[FrameSeries]) -> str:
+def fingerprint(series: Sequence[FrameSeries]) -> str:
     """Tells one set of data from another, without reading all of it."""
     digest = hashlib.sha256()
     for one in series:

@@ -73,6 +73,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.feed not in FEEDS:
             raise ValueError(f"feed {self.feed!r}: there are {', '.join(FEEDS)}")
+        for name in (
+            "input_frames", "lead_frames", "batch", "accumulate", "steps", "validate_every", "validation_samples",
+            "patience",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm", "minutes"):
+            if not 0 < getattr(self, name) < math.inf:  # NaN is neither
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.adversarial < math.inf or self.seed < 0:
+            raise ValueError(f"adversarial and seed must not be negative, got {self.adversarial} and {self.seed}")
 
 
 # step and its figures: the training loss, and at a validation the row of the history
@@ -119,7 +130,7 @@ def train(
     With ``folder`` state and metrics are saved there at every validation, and a run that was killed goes on exactly
     from there: every sample is a function of seed and step. Under ``torchrun`` each process takes its share
     of every step's samples; losses are sums over all of them, so the gradient is that of one process with the whole
-    batch (batch normalisation, in the CNNs only, sees its own share).
+    batch (batch normalisation, in the CNNs only, and the adversarial term see each pass by itself).
 
     Args:
         about: what else must be equal for a saved state to be gone on from.
@@ -129,7 +140,8 @@ def train(
         learning_rate, seconds.
 
     Raises:
-        ValueError: no training samples; a teacher for a network that takes none; a state of another run.
+        ValueError: no training samples; a teacher for a network that takes none; a state of another run; a loss that
+            is not finite.
     """
     if not samples.count(TRAIN):
         raise ValueError("there are no training samples")
@@ -137,11 +149,14 @@ def train(
         raise ValueError(f"{type(network).__name__} does not feed on its output; train it with feed 'own'")
     run = _Run(network, samples, loss, config)
     told = {**asdict(config), **(about or {}), "processes": run.world}
+    del told["minutes"]  # a run may be lengthened
     done = (training_state.load(folder, told, run.parts) if folder is not None else None) or Progress()
     started = time.monotonic() - done.seconds
     while done.step < config.steps and done.stale < config.patience and done.seconds <= 60 * config.minutes:
         done.step += 1
         done.losses.append(run.step(done.step))
+        if not math.isfinite(done.losses[-1]):
+            raise ValueError(f"the training loss is {done.losses[-1]} at step {done.step}; try a lower learning rate")
         done.seconds = run.slowest(time.monotonic() - started)
         if done.step % config.validate_every and done.step < config.steps and done.seconds <= 60 * config.minutes:
             report(done.step, {"train_loss": done.losses[-1]})
@@ -157,10 +172,11 @@ def train(
         )
         done.losses.clear()
         measured = done.history[-1]["validation_loss"]
-        done.stale = done.stale + 1 if measured >= done.best else 0
-        if not done.stale:
+        if measured < done.best or not samples.count(VALIDATION):  # without validation the newest are the best
             run.best.load_state_dict(network.state_dict())
-            done.best = measured if np.isfinite(measured) else done.best
+            done.best, done.stale = measured, 0
+        else:
+            done.stale += 1
         if folder is not None and run.rank == 0:
             training_state.save(folder, told, done, run.parts)
             write_metrics(folder, done.history)

@@ -1,5 +1,6 @@
 """Everything a training run needs to go on after it was killed, in one file that is replaced whole."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -46,11 +47,20 @@ def save(folder: Path, run: dict[str, Any], progress: Progress, parts: dict[str,
                 tensors |= {f"{name}/{number}/{key}": value for key, value in values.items()}
     folder.mkdir(parents=True, exist_ok=True)
     half = folder / f".{FILE}.{os.getpid()}"
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     told = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(vars(progress))}
-    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, half, metadata=told)
+    save_file(tensors, half, metadata={**told, "sha256": _digest(tensors, told)})
     with half.open("rb") as file:
         os.fsync(file.fileno())
     half.replace(folder / FILE)
+
+
+def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps([told["run"], told["progress"]]).encode())
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(folder: Path, run: dict[str, Any], parts: dict[str, nn.Module | torch.optim.Adam]) -> Progress | None:
@@ -66,6 +76,8 @@ def load(folder: Path, run: dict[str, Any], parts: dict[str, nn.Module | torch.o
         with safe_open(path, "pt") as file:
             told = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+        if _digest(tensors, told) != told["sha256"]:
+            raise ValueError("its checksum is wrong")
         begun, progress = json.loads(told["run"]), Progress(**json.loads(told["progress"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as err:
         raise ValueError(f"{path}: not a readable state of training; remove it to start anew: {err}") from err

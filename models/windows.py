@@ -53,7 +53,7 @@ class Windows:
         length: frames of a window.
         crop: side of the square cut from each.
         seed: of windows, places, turns and mirror images.
-        augment: turn and mirror; validation samples never are.
+        augment: turn and mirror; validation samples never are. Of these, the first so many are all different windows.
 
     Raises:
         ValueError: no series has a training window, or a grid is smaller than the crop.
@@ -75,9 +75,11 @@ class Windows:
     def sample(self, part: str, number: int) -> Sample:
         """See ``Samples``."""
         rng = np.random.default_rng((self.seed, (TRAIN, VALIDATION).index(part), number))
-        counts = np.array([len(getattr(s, part)) for s in self.series], dtype=float)
-        one = self.series[rng.choice(len(self.series), p=counts / counts.sum())]
-        first = int(rng.choice(getattr(one, part)))
+        counts = np.array([len(getattr(s, part)) for s in self.series])
+        which = int(rng.integers(counts.sum())) if part == TRAIN else number % int(counts.sum())
+        n = int(np.searchsorted(counts.cumsum(), which, side="right"))
+        one = self.series[n]
+        first = int(getattr(one, part)[which - counts[:n].sum()])
         height, width = one.pixels.shape[-2:]
         top, left = rng.integers(0, height - self.crop + 1), rng.integers(0, width - self.crop + 1)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
@@ -125,13 +127,36 @@ def load_series(folder: Path) -> tuple[dict[str, FrameSeries], dict[str, Any]]:
         if Path(name).name != name:
             raise ValueError(f"{path}: {name!r} is no name of a series")
         arrays: dict[str, Any] = {}
-        for key, kind, ndim in (("pixels", "u", 4), ("observed", "b", 3), ("train", "i", 1), ("validation", "i", 1)):
+        for key, kind, ndim in (
+            ("pixels", np.uint8, 4),
+            ("observed", np.bool_, 3),
+            ("train", np.int64, 1),
+            ("validation", np.int64, 1),
+        ):
             path_of = folder / f"{name}.{key}.npy"
             try:
                 arrays[key] = np.load(path_of, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as err:
                 raise ValueError(f"{path_of}: not a readable array: {err}") from err
-            if arrays[key].dtype.kind != kind or arrays[key].ndim != ndim:
+            if arrays[key].dtype != kind or arrays[key].ndim != ndim:
                 raise ValueError(f"{path_of}: {arrays[key].ndim} dimensions of {arrays[key].dtype}, not {key}")
         series[name] = FrameSeries(**arrays)
+        _check(series[name], about, folder / name)
     return series, about
+
+
+def _check(one: FrameSeries, about: dict[str, Any], path: Path) -> None:
+    """Windows lie within the frames, and no frame is in a training and a validation window."""
+    frames, channels, *grid = one.pixels.shape
+    product = about.get("product", "")
+    if one.observed.shape != (frames, *grid):
+        raise ValueError(f"{path}.observed.npy: {one.observed.shape}, the pixels are {one.pixels.shape}")
+    if channels != (1 if isinstance(product, str) else len(product)):
+        raise ValueError(f"{path}.pixels.npy: {channels} channels, about.json says {product!r}")
+    length = sum(about.get("window", [1]))
+    for part in (one.train, one.validation):
+        if len(part) and not 0 <= part.min() <= part.max() <= frames - length:
+            raise ValueError(f"{path}: windows of {length} frames begin at {part.min()} to {part.max()} of {frames}")
+    apart = np.abs(one.train[:, None] - one.validation[None, :])
+    if apart.size and apart.min() < length:
+        raise ValueError(f"{path}: training and validation windows of {length} frames share frames")

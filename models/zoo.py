@@ -126,7 +126,10 @@ def build(name: str, config: dict[str, Any] | None = None) -> Network:
         ValueError: values that make no network.
     """
     found = entry(name)
-    return found.build(dataclasses.replace(found.config, **{k: _frozen(v) for k, v in (config or {}).items()}))
+    changes = {key: _frozen(value) for key, value in (config or {}).items()}
+    if "head" in changes:  # another head takes other levels
+        changes = {"levels": (), **changes}
+    return found.build(dataclasses.replace(found.config, **changes))
 
 
 def fitted(name: str, **task: int | tuple[float, ...]) -> dict[str, Any]:
@@ -141,21 +144,19 @@ def fitted(name: str, **task: int | tuple[float, ...]) -> dict[str, Any]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Name, source, trainable parameters and shapes, computed on the meta device (no memory, no arithmetic)."""
+    """Name, source, trainable parameters and shapes; built on the meta device, so without memory or arithmetic."""
     if name in BASELINES:
         return {"name": name, "source": BASELINES[name], "parameters": 0, "input_shape": None, "output_shape": None}
     found = entry(name)
     frames, leads, height, width = found.task
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         network = build(name)
-        given = torch.zeros(1, frames, network.channels, height, width)
-        made = network.roll_out(given, leads)
     return {
         "name": name,
         "source": found.source,
         "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "input_shape": list(given.shape),
-        "output_shape": list(made.shape),
+        "input_shape": [1, frames, network.channels, height, width],
+        "output_shape": [1, leads, network.output.outputs(network.channels), height, width],
         "config": dataclasses.asdict(found.config),
     }
 

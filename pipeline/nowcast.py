@@ -226,7 +226,7 @@ def _try(
         return [], []
     try:
         return list(_run(forecaster, domain, sequences, newest)), [""] * len(sequences)
-    except (RuntimeError, MemoryError) as err:
+    except (RuntimeError, MemoryError, ValueError) as err:
         log.exception("%s failed on %d cycles", name, len(sequences))
         if len(sequences) == 1:
             return [None], [f"{name} failed: {(str(err).splitlines() or [type(err).__name__])[0]}"]

@@ -276,7 +276,9 @@ def train(
     if request.data_only is not None:
         return training.export(domains, store, recipe, request.data_only, request.command, now)
     out = store.models() / request.name
-    return training.train(domains, store, recipe, out, request.command, settings.threads, now, progress)
+    return training.train(
+        domains, store, recipe, out, request.command, settings.threads, settings.device, now, progress
+    )
 
 
 def open_root(settings: Settings) -> tuple[Store, Catalog]:

@@ -45,6 +45,7 @@ def train(
     out: Path,
     command: str,
     threads: int,
+    device: str,
     now: datetime,
     progress: Callable[[int, dict[str, float]], None] = lambda step, row: None,
 ) -> TrainResult:
@@ -57,6 +58,7 @@ def train(
     import torch
 
     from models import checkpoint
+    from models.forecaster import resolved_device
     from models.recipe import configuration, make
 
     if out.exists():
@@ -71,11 +73,14 @@ def train(
         )
     try:
         configuration(recipe, about)
-        made = make(recipe, list(series.values()), about, out, out.name, progress)
-    except (KeyError, TypeError, ValueError) as err:
-        raise SettingsError(str(err.args[0] if isinstance(err, KeyError) else err)) from err
+        where = str(resolved_device(device))
+        made = make(recipe, list(series.values()), about, out, out.name, progress, where)
     except checkpoint.CheckpointError as err:
         raise NowcastError(str(err)) from err
+    except (KeyError, TypeError, ValueError) as err:
+        raise SettingsError(str(err.args[0] if isinstance(err, KeyError) else err)) from err
+    except OSError as err:
+        raise NowcastError(f"{err.filename or out}: cannot be written: {err.strerror}") from err
     return TrainResult(out, about.notes["windows"], made.history, made.card.checksum)
 
 
@@ -88,7 +93,12 @@ def export(
     if out.exists():
         raise SettingsError(f"{out} exists already; choose another folder")
     series, about = collect(domains, store, recipe, command, now)
-    save_series(out, series, asdict(about))
+    try:
+        save_series(out, series, asdict(about))
+    except OSError as err:
+        raise NowcastError(f"{err.filename or out}: cannot be written: {err.strerror}") from err
+    if not any(len(one.validation) for one in series.values()):
+        log.warning("no validation windows: `python -m models.training` needs some, the radar experiment does not")
     return TrainResult(out, about.notes["windows"], [], "")
 
 
@@ -123,6 +133,7 @@ def collect(
         spacing_m=[round(min(spacings), 1), round(max(spacings), 1)],
         product=first.product if isinstance(first.product, str) else list(first.product),
         classes=[pixel_of_rate(r, first.zr, first.scale) / 255 for r in (0.5, 2.0, 5.0, 10.0, 30.0)],
+        window=[recipe.training.input_frames, recipe.training.lead_frames],
         notes={
             "command": command,
             "software_version": software_version(),

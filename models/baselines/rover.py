@@ -96,25 +96,35 @@ def flow(earlier: Tensor, later: Tensor, config: RoverConfig) -> Tensor:
     gx, gy = gradient((a + b) / 2)
     gt = b - a
     xx, xy, yy, xt, yt = (blur(product, config.rho) for product in (gx * gx, gx * gy, gy * gy, gx * gt, gy * gt))
-    right = -torch.cat((xt, yt), dim=1)
+    return solve(_Equations(xx, xy, yy, config.alpha), -torch.cat((xt, yt), dim=1), config)
+
+
+def solve(equations: "_Equations", right: Tensor, config: RoverConfig) -> Tensor:
+    """Motion (batch, 2, height, width) that fulfils the equations, by ``config.cycles`` multigrid cycles from zero.
+
+    Fields are padded so that every level halves exactly; where the coefficients are zero the motion is only smooth.
+    """
+    height, width = right.shape[-2:]
+    levels = max(0, min(config.levels, min(height, width).bit_length() - 3))
+    padding = (0, -width % 2**levels, 0, -height % 2**levels)
+    xx, xy, yy, right = (F.pad(t, padding) for t in (*equations[:3], right))
     motion = torch.zeros_like(right)
     for _ in range(config.cycles):
-        motion = _cycle(_Equations(xx, xy, yy, config.alpha), right, motion, config)
-    return motion
+        motion = _cycle(_Equations(xx, xy, yy, equations.smoothness), right, motion, config, levels)
+    return motion[..., :height, :width]
 
 
-def _cycle(equations: _Equations, right: Tensor, motion: Tensor, config: RoverConfig, level: int = 0) -> Tensor:
-    """One multigrid V-cycle."""
-    small = min(right.shape[-2:]) < 4 or level == config.levels
+def _cycle(equations: "_Equations", right: Tensor, motion: Tensor, config: RoverConfig, levels: int) -> Tensor:
+    """One multigrid V-cycle over so many coarser levels."""
+    small = levels == 0
     motion = _relaxed(equations, right, motion, 50 if small else config.relaxations)
     if small:
         return motion
     residual = right - _applied(equations, motion)
-    halves = [F.avg_pool2d(t, 2, ceil_mode=True, count_include_pad=False) for t in (*equations[:3], residual)]
+    halves = [F.avg_pool2d(t, 2) for t in (*equations[:3], residual)]
     coarse = _Equations(halves[0], halves[1], halves[2], equations.smoothness / 4)
-    correction = _cycle(coarse, halves[3], torch.zeros_like(halves[3]), config, level + 1)
-    fine = F.interpolate(correction, scale_factor=2.0, mode="bilinear", align_corners=False)
-    motion = motion + fine[..., : motion.shape[-2], : motion.shape[-1]]
+    correction = _cycle(coarse, halves[3], torch.zeros_like(halves[3]), config, levels - 1)
+    motion = motion + F.interpolate(correction, scale_factor=2.0, mode="bilinear", align_corners=False)
     return _relaxed(equations, right, motion, config.relaxations)
 
 

@@ -29,7 +29,7 @@ def errors_per_step(
         leads = frames.shape[1] - input_frames
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             made = method(frames[:, :input_frames], observed[:, :input_frames], leads).values.float()
-        seen = observed[:, input_frames:]
+        seen = observed[:, input_frames:].expand_as(made)
         p, q = made * 255 * seen, pixels[:, input_frames:].float() * seen
         cells = seen.sum(dim=(2, 3, 4)).double()
         squares, absolutes = ((p - q) ** 2).sum(dim=(2, 3, 4)), (p - q).abs().sum(dim=(2, 3, 4))

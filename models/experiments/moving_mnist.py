@@ -1,10 +1,11 @@
 """Moving MNIST of Wu 2019, table 4.1: one command a row, any network of the zoo.
 
 python -m models.experiments.moving_mnist train NETWORK --mnist train-images-idx3-ubyte.gz --out DIR
-python -m models.experiments.moving_mnist table DIR
+python -m models.experiments.moving_mnist table --out DIR
 """
 
 import argparse
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -67,8 +68,14 @@ def run(
         config,
         report,
         folder=folder / "state",
-        about={"network": name, "configuration": task, "data": str(data)},
+        about={
+            "network": name,
+            "configuration": task,
+            "data": str(data),
+            "images": hashlib.sha256(samples.images.tobytes()).hexdigest(),
+        },
     )
+    print(f"{name}: testing on 2 x {test} sequences", flush=True)  # noqa: T201
     three = MovingMNIST(images, replace(data, digits=3))
     tested = {
         "test": errors_per_step(network, samples, TEST, test, INPUT, config.batch, config.bf16),
@@ -94,13 +101,14 @@ def run(
         name=name, network=name, network_config=task, dbz_min=0.0, dbz_max=255.0, cadences_minutes=[], spacing_m=[0, 0],
         product="moving_mnist", training={"data": str(data), "validation_mse": best["validation_mse"]},
     )  # fmt: skip
-    if not (folder / "model").exists():
-        checkpoint.save(folder / "model", network, card)
+    checkpoint.replace(folder / "model", network, card)
 
 
 def table(out: Path) -> str:
     """All results below ``out`` beside the thesis, best test error first; a markdown table."""
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*/result.json"))]
+    if not results:
+        raise ValueError(f"{out}: there are no results yet")
     lines = [
         "| network | parameters | minutes | sequences | validation MSE | test MSE | test MAE | 3 digits MSE | thesis |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -173,6 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "picture":
             show(given.mnist, given.out, data, given.which)
         else:
+            if given.threads < 1 or given.test < 1:
+                raise ValueError("--threads and --test must be at least 1")
             torch.set_num_threads(given.threads)
             config = TrainingConfig(
                 INPUT, LEADS, given.batch, given.accumulate, given.steps, given.learning_rate, given.constant_rate,
@@ -180,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
                 patience=given.patience, minutes=given.minutes, bf16=given.bf16,
             )  # fmt: skip
             run(given.network, given.config, given.mnist, given.out, config, data, given.test)
-    except (ValueError, checkpoint.CheckpointError) as err:
+    except (OSError, TypeError, ValueError, checkpoint.CheckpointError) as err:
         parser.exit(2, f"error: {err}\n")
     return 0
 

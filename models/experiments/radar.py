@@ -24,6 +24,7 @@ from models.baselines.optical_flow import OpticalFlow
 from models.contract import Method
 from models.experiments.evaluation import errors_per_step, picture
 from models.losses import mse
+from models.recipe import fingerprint
 from models.training import TrainingConfig, train
 from models.windows import VALIDATION, FrameSeries, Sample, Windows, load_series
 
@@ -117,15 +118,22 @@ def run(name: str, changes: dict[str, Any], samples: Sequences, out: Path, confi
             figures = f"validation MSE {row['validation_mse']:.1f}, {row['seconds'] / 60:.1f} min"
             print(f"{name} step {step}: {figures}", flush=True)  # noqa: T201
 
-    history = train(network, samples, mse, config, report, folder=out / name / "state", about={"network": name})
+    data = fingerprint([*samples.early.series, *samples.late.series])
+    about = {
+        "network": name,
+        "configuration": json.loads(json.dumps(changes)),
+        "data": data,
+        "side": samples.early.crop,
+    }
+    history = train(network, samples, mse, config, report, folder=out / name / "state", about=about)
+    print(f"{name}: testing on {test} squares", flush=True)  # noqa: T201
     parameters = sum(p.numel() for p in network.parameters())
     _write(out / name, name, network, samples, test, config, {"parameters": parameters, "history": history})
-    if not (out / name / "model").exists():
-        card = checkpoint.Card(
-            name=name, network=name, network_config=changes, dbz_min=-10.0, dbz_max=60.0, cadences_minutes=[],
-            spacing_m=[0, 0], product="radar_experiment", training=asdict(config),
-        )  # fmt: skip
-        checkpoint.save(out / name / "model", network, card)
+    card = checkpoint.Card(
+        name=name, network=name, network_config=changes, dbz_min=-10.0, dbz_max=60.0, cadences_minutes=[],
+        spacing_m=[0, 0], product="radar_experiment", training=asdict(config),
+    )  # fmt: skip
+    checkpoint.replace(out / name / "model", network, card)
 
 
 def _write(
@@ -133,7 +141,14 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tested = errors_per_step(method, samples, TEST, test, INPUT, config.batch)
-    result = {"network": name, "tested_on": test, "per_step": tested, "parameters": 0, **more}
+    result = {
+        "network": name,
+        "tested_on": test,
+        "test_windows": samples.count(TEST),
+        "per_step": tested,
+        "parameters": 0,
+        **more,
+    }
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -174,7 +189,11 @@ def cases(samples: Sequences, out: Path, side: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m models.experiments.radar", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m models.experiments.radar",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("data", type=Path, help="folder of `nowcast train --data-only`, or a CIKM 2017 text file")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NETWORK")
@@ -190,11 +209,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--validate-every", type=int, default=500)
     parser.add_argument("--patience", type=int, default=5)
-    parser.add_argument("--test", type=int, default=500, help="test sequences")
+    parser.add_argument("--test", type=int, default=500, help="test squares, from all test windows in turn")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cikm-height", type=int, choices=range(CIKM_HEIGHTS), default=2, help="altitude, 0 is lowest")
     given = parser.parse_args(arguments)
+    if given.threads < 1 or given.test < 1 or given.side < 8:
+        parser.error("--threads and --test must be at least 1, --side at least 8")
     torch.set_num_threads(given.threads)
     config = TrainingConfig(
         INPUT, LEADS, given.batch, steps=given.steps, feed=given.feed, validate_every=given.validate_every,
@@ -204,7 +225,12 @@ def main(arguments: list[str] | None = None) -> int:
         if given.data.is_file():
             series = [read_cikm(given.data, given.cikm_height, limit=10_000)]
         else:
-            series = list(load_series(given.data)[0].values())
+            found, about = load_series(given.data)
+            if sum(about.get("window", [0])) != INPUT + LEADS:
+                raise ValueError(
+                    f"{given.data}: its windows are {about.get('window')} frames, {INPUT} and {LEADS} are needed"
+                )
+            series = list(found.values())
         samples = split(series, given.side, config.seed)
         for name, method in (("last_frame", LastFrame()), ("optical_flow", OpticalFlow())):
             _write(given.out / name, name, method, samples, given.test, config, {})

@@ -11,7 +11,7 @@ SLOPE = 0.2
 
 
 class GRUCell(nn.Module):
-    """What ConvGRU and TrajGRU share: input convolution, gates, zero state. A subclass writes ``of_state``.
+    """What ConvGRU and TrajGRU share: input convolution and gates. A subclass writes ``of_state``.
 
     Args:
         inputs: channels of the input; 0 for a cell that has none (the top of a forecaster).
@@ -37,10 +37,6 @@ class GRUCell(nn.Module):
             reset, update = torch.sigmoid(r_x + r_h), torch.sigmoid(u_x + u_h)
         new = F.leaky_relu(new + reset * n_h, SLOPE)
         return update * state + (1 - update) * new
-
-    def zero_state(self, batch: int, height: int, width: int, like: Tensor) -> Tensor:
-        """Zeros on the device and in the dtype of ``like``."""
-        return like.new_zeros((batch, self.hidden, height, width))
 
 
 class ConvGRUCell(GRUCell):

@@ -66,7 +66,7 @@ class ConvLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> State:
         """Return the next state; ``x`` is (batch, inputs, height, width)."""
-        if state.joined is not None and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return self._advance(x, state)
         if self.peephole is not None:
             return self._step(x, state)
@@ -90,7 +90,7 @@ class ConvLSTMCell(nn.Module):
         state = self.zero_state(xs[0]) if state is None else state
         for x in xs:
             state = self(x, state)
-            hidden.append(state.h.clone() if state.joined is not None else state.h)
+            hidden.append(state.h if torch.is_grad_enabled() else state.h.clone())
         return torch.stack(hidden), state
 
     def _step(self, x: Tensor, state: State) -> State:
@@ -107,7 +107,9 @@ class ConvLSTMCell(nn.Module):
     def _advance(self, x: Tensor, state: State) -> State:
         """The same without gradients, in place."""
         joined, c = state.joined, state.c
-        assert joined is not None
+        if joined is None:
+            joined = torch.cat((x, state.h.to(x.dtype)), dim=1).to(_working_dtype(x), memory_format=NHWC)
+            c = c.clone()
         joined[:, : self.inputs].copy_(x)
         weight, bias = self.gates.weight.to(joined.dtype), self.gates.bias.to(joined.dtype)  # type: ignore[union-attr]
         reads = self.inputs if state.fresh else None  # zeros need no convolution

@@ -48,6 +48,7 @@ class _DynamicConvolution(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, kernels = ctx.saved_tensors
+        dy = dy.to(x.dtype)  # of lower precision under autocast
         dx = dk = None
         rows, columns = kernels.shape[-2:]
         if ctx.needs_input_grad[0]:

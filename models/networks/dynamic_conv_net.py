@@ -26,7 +26,7 @@ class DynamicConvConfig:
 
     Attributes:
         input_frames: newest frames that the sub-network looks at.
-        taps: odd length of the filters, at most 41; rain moves by at most ``taps // 2`` pixels a frame.
+        taps: odd length of the filters, at most 51; rain moves by at most ``taps // 2`` pixels a frame.
         widths: channels of the sub-network.
         blend: mix the results of neighbouring filters, so that no seams show; False is the paper's patches.
         channels: input and output channels, which share the filters.
@@ -58,6 +58,10 @@ class DynamicConvNet(OneStepNetwork):
             nn.Conv2d(c, d, 6), nn.LeakyReLU(slope),
             nn.Conv2d(d, 2 * config.taps, 1),
         )  # fmt: skip
+
+    def influence(self, frames: int, leads: int) -> int:
+        """See ``Network``: a pixel goes as far as a filter reaches, or decides a filter that serves another tile."""
+        return leads * max(self.reach, MARGIN + 2 * TILE)
 
     def step(self, frames: Tensor) -> Tensor:
         """See ``OneStepNetwork``."""

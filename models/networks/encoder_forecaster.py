@@ -71,6 +71,12 @@ class EncoderForecaster(Network):
         )
         self.attention = TemporalAttention(config.widths[-1]) if config.attention else None
 
+    def influence(self, frames: int, leads: int) -> int:
+        """See ``Network``: every layer of every step looks half a kernel further, the output half its width."""
+        config = self.config
+        step = len(config.widths) * (config.kernel // 2)
+        return config.patch * ((frames + leads) * step + leads * (config.head_width // 2) + 1)
+
     def unroll(self, frames: Tensor, leads: int, feed: Feed) -> Tensor:
         """See ``Network.roll_out``."""
         past, states = self._encode(self._to_patches(frames))

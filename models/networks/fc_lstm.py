@@ -35,7 +35,6 @@ class FCLSTM(Network):
     """Any number of frames and leads, on one grid."""
 
     takes_teacher = True
-    tileable = False
 
     def __init__(self, config: FCLSTMConfig) -> None:
         super().__init__(config.channels, Head(config.head, config.levels))

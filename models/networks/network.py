@@ -19,7 +19,6 @@ class Network(nn.Module):
         multiple: height and width are padded with "no echo" to multiples of it, and cropped again.
         min_frames: input frames it needs; more are welcome.
         min_side: smallest height and width.
-        tileable: a forecast depends on what is near only, so that large grids can be done in parts.
         takes_teacher: feeds on its last output, so that true frames can be fed in its place during training.
     """
 
@@ -27,13 +26,19 @@ class Network(nn.Module):
     min_side = 1
     multiple = 1
     takes_teacher = False
-    tileable = True
 
     def __init__(self, channels: int, head: Head) -> None:
         super().__init__()
         if channels < 1:
             raise ValueError(f"a network needs at least one channel, got {channels}")
         self.channels, self.output = channels, head
+
+    def influence(self, frames: int, leads: int) -> int | None:
+        """How far a pixel can matter for a forecast, in pixels, so that large grids can be done in parts.
+
+        None if that is the whole grid, or not bounded in a way that helps.
+        """
+        return None
 
     def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
         """See ``models.contract.Method``. Cells not observed enter as no echo; nothing is flagged as inflow.
@@ -43,7 +48,7 @@ class Network(nn.Module):
         """
         sizes = {"channels": self.channels, "min_frames": self.min_frames, "min_side": self.min_side}
         check_input(frames, observed, leads, **sizes)
-        return self.output.prediction(self.roll_out(frames, leads))
+        return self.output.prediction(self.roll_out(frames * observed, leads))
 
     def roll_out(
         self, frames: Tensor, leads: int, teacher: Tensor | None = None, taught: Tensor | None = None
@@ -61,11 +66,14 @@ class Network(nn.Module):
             (batch, leads, outputs of the head, height, width).
 
         Raises:
-            ValueError: a teacher for a network that does not feed on its output.
+            ValueError: a teacher for a network that does not feed on its output, or of another shape.
         """
         if teacher is not None and not self.takes_teacher:
             raise ValueError(f"{type(self).__name__} does not feed on its last output, so no teacher can help it")
         height, width = frames.shape[-2:]
+        wanted = (frames.shape[0], leads, self.channels, height, width)
+        if teacher is not None and tuple(teacher.shape) != wanted:
+            raise ValueError(f"the teacher must be {wanted}, got {tuple(teacher.shape)}")
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         feed = Feed(teacher, taught, (height, width), padding)
         return self.unroll(F.pad(frames, padding), leads, feed)[..., :height, :width]

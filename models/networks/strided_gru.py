@@ -44,8 +44,6 @@ class StridedGRUConfig:
 class StridedGRU(Network):
     """Any number of frames and leads, any grid (padded to the product of the strides)."""
 
-    tileable = False  # it is told where in the picture it is
-
     def __init__(self, config: StridedGRUConfig) -> None:
         super().__init__(config.channels, Head(config.head, config.levels))
         self.config = config

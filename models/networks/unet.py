@@ -71,6 +71,13 @@ class UNet(DirectNetwork):
         self.up = nn.ModuleList(_Block(2 * w, w, residual) for w in widths[:-1])
         self.head = nn.Conv2d(widths[0], config.lead_frames * self.output.outputs(config.channels), 1)
 
+    def influence(self, frames: int, leads: int) -> int:
+        """See ``Network``: convolutions of all levels, each pixel of a level being 2 ** level wide."""
+        coarsest = len(self.config.widths) - 1
+        fine = sum((2 * 2 + 2) * 2**n for n in range(coarsest))  # two blocks, pooling and widening
+        deep = (15 if self.config.dilated else 2) * 2**coarsest
+        return -(-leads // self.lead_frames) * (fine + deep)
+
     def direct(self, frames: Tensor) -> Tensor:
         """See ``DirectNetwork``."""
         x, kept = frames.flatten(1, 2), []

@@ -75,6 +75,9 @@ def edit(folder, **changes):
         ({"spacing_m": [1000]}, "must be numbers"),
         ({"product": 7}, "must be a name or a list"),
         ({"sha256": "0" * 64}, "checksum"),
+        ({"limits": [1]}, "must be texts"),
+        ({"name": None}, "must be texts"),
+        ({"network_config": None}, "must be texts"),
     ],
 )
 def test_a_card_that_was_tampered_with_is_refused(folder, changes, says):
@@ -88,6 +91,13 @@ def test_what_is_no_card_is_refused(folder, text):
     (folder / "card.json").write_text(text)
     with pytest.raises(checkpoint.CheckpointError, match=r"card\.json"):
         checkpoint.load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    network = zoo.build("convlstm", SMALL)
+    network.encoder[0].gates.bias.data[0] = float("nan")
+    with pytest.raises(checkpoint.CheckpointError, match=r"encoder\.0\.gates\.bias holds values that are not finite"):
+        checkpoint.save(tmp_path / "m", network, card())
 
 
 def test_weights_that_are_no_safetensors_are_refused(folder):

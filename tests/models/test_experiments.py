@@ -149,7 +149,7 @@ def series(windows: int, side: int = 24) -> FrameSeries:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (windows + 14, 1, side, side), dtype=np.uint8)
     cut = round(0.85 * windows)
-    return FrameSeries(pixels, np.ones((windows + 14, side, side), bool), np.arange(cut), np.arange(cut, windows))
+    return FrameSeries(pixels, np.ones((windows + 14, side, side), bool), np.arange(cut - 14), np.arange(cut, windows))
 
 
 def test_no_frame_is_in_two_parts_of_the_radar_experiment():
@@ -193,7 +193,7 @@ def test_a_cikm_file_is_filtered_by_correlation_and_a_bad_line_is_named(tmp_path
 def test_the_radar_experiment_is_one_command(tmp_path, capsys):
     from models.windows import save_series
 
-    save_series(tmp_path / "data", {"rain": series(200)}, {})
+    save_series(tmp_path / "data", {"rain": series(200)}, {"product": "surface_rain", "window": [10, 5]})
     line = f"{tmp_path / 'data'} --out {tmp_path / 'out'} --side 16 --steps 2 --batch 2 --test 4 --validate-every 1"
     small = {name: {"widths": [4] * widths} for name, widths in zip(radar.ROWS, (1, 1, 2, 3), strict=True)}
     assert radar.main([*line.split(), "--config", json.dumps(small)]) == 0

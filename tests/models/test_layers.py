@@ -1,5 +1,6 @@
 """Every layer against a slow loop written from its paper's formula, and its gradients against finite differences."""
 
+import copy
 import math
 
 import pytest
@@ -85,6 +86,38 @@ def test_conv_lstm_gradients_by_finite_differences():
         assert weight.grad[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5)
 
 
+def test_conv_lstm_takes_a_plain_state_without_gradients():
+    cell = ConvLSTMCell(2, 3, 3)
+    x, h, c = torch.randn(1, 2, 5, 6), torch.randn(1, 3, 5, 6), torch.randn(1, 3, 5, 6)
+    before = c.clone()
+    with torch.no_grad():
+        made = cell(x, State(h, c))
+    hs, _, last = lstm_by_the_paper(cell, x.unsqueeze(0), h, c)
+    torch.testing.assert_close((made.h, made.c), (hs[0], last))
+    assert torch.equal(c, before)  # the caller's
+
+
+def test_conv_lstm_in_bfloat16_has_the_gradients_of_float64():
+    cell = ConvLSTMCell(3, 8, 3)
+    xs = torch.randn(6, 2, 3, 9, 9)
+    gradients = []
+    for exact in (True, False):
+        one = copy.deepcopy(cell).to(DOUBLE if exact else torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+            hs, state = one.scan(xs.to(DOUBLE) if exact else xs)
+        assert state.c.dtype == (DOUBLE if exact else torch.float32)
+        (hs.to(state.c.dtype).square().sum() + state.c.sum()).backward()
+        gradients.append([p.grad.double() for p in one.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        error = ((a - b).norm() / a.norm()).item()
+        assert 1e-5 < error < 1e-2  # in bfloat16 indeed, and good
+
+
+def test_a_new_cell_remembers():
+    bias = ConvLSTMCell(1, 3, 3).gates.bias
+    assert bias[3:6].tolist() == [1, 1, 1] and bias[:3].tolist() == bias[6:9].tolist() == [0, 0, 0]
+
+
 def test_conv_lstm_sequence_refuses_a_second_backward_pass():
     cell = ConvLSTMCell(1, 2, 3)
     loss = cell.scan(torch.randn(2, 1, 1, 4, 4))[0].sum()
@@ -160,6 +193,13 @@ def test_dynamic_convolution_and_both_gradients_equal_the_paper():
     torch.testing.assert_close(y, expected)
     got = torch.autograd.grad(y, (x, k), dy)
     torch.testing.assert_close(got, (dx.detach(), dk.detach()))
+
+
+def test_dynamic_convolution_under_autocast_has_gradients():
+    x, k = torch.randn(2, 2, 6, 6, requires_grad=True), torch.randn(2, 1, 2, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        dynamic_convolution(x, k).sum().backward()
+    assert x.grad.dtype == k.grad.dtype == torch.float32
 
 
 def test_separable_convolution_equals_two_dynamic_convolutions():

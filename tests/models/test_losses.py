@@ -33,11 +33,17 @@ def seen(*values: bool) -> torch.Tensor:
     ],
 )
 def test_losses_by_hand_and_what_is_not_observed_does_not_count(loss, expected):
-    raw = frames(0.6, 0.8, 5.0).requires_grad_()
-    total = loss(raw, frames(0.1, 0.9, NAN), seen(True, True, False))
-    assert total.mean().item() == pytest.approx(expected, rel=1e-5)
-    total.mean().backward()
-    assert raw.grad.isfinite().all() and raw.grad[..., 2] == 0 and (raw.grad[..., :2] != 0).all()
+    for hidden in (NAN, 0.95):  # heavy rain, were it observed
+        raw = frames(0.6, 0.8, 5.0).requires_grad_()
+        total = loss(raw, frames(0.1, 0.9, hidden), seen(True, True, False))
+        assert total.mean().item() == pytest.approx(expected, rel=1e-5)
+        total.mean().backward()
+        assert raw.grad.isfinite().all() and raw.grad[..., 2] == 0 and (raw.grad[..., :2] != 0).all()
+
+
+def test_rain_at_a_level_weighs_as_much_as_above():
+    total = balanced(frames(0.0), frames(0.5), seen(True), (0.4, 0.5, 0.6, 0.8))
+    assert total.weight.item() == 5
 
 
 def test_cross_entropy_of_classes_is_that_of_torch_on_what_is_observed():
@@ -80,17 +86,23 @@ def test_gradient_difference_by_hand():
     assert flat.sum.item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_the_gradient_difference_adds_to_the_loss_by_its_weight():
+    raw, target = frames(0.0, 0.2), frames(0.0, 0.5)
+    both = losses.named("mse", Head(), (), 0.4)(raw, target, seen(True, True))
+    assert both.mean().item() == pytest.approx((0.09 + 0.4 * 0.09 / 2) / 2, rel=1e-5)
+
+
 def test_further_channels_of_a_categorical_network_count_as_values():
     raw, target = torch.zeros(1, 1, 4, 1, 1), torch.tensor([0.1, 0.3]).view(1, 1, 2, 1, 1)
     total = cross_entropy(raw, target, seen(True), CLASSES)
     assert total.sum.item() == pytest.approx(1.098612 + 0.09, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", losses.NAMES)
-def test_every_loss_adds_up_over_parts_of_a_batch(name):
+@pytest.mark.parametrize(("name", "edges"), [*((name, 0.0) for name in losses.NAMES), ("mse", 0.3)])
+def test_every_loss_adds_up_over_parts_of_a_batch(name, edges):
     torch.manual_seed(0)
     head = {"cross_entropy": CLASSES, "dice": EVENT}.get(name, Head())
-    loss = losses.named(name, head, (0.5, 0.6, 0.7, 0.8))
+    loss = losses.named(name, head, (0.5, 0.6, 0.7, 0.8), edges)
     raw, target = torch.randn(4, 2, head.outputs(1), 5, 6), torch.rand(4, 2, 1, 5, 6)
     observed = torch.rand(4, 2, 1, 5, 6) > 0.3
     whole = loss(raw, target, observed)

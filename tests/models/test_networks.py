@@ -3,9 +3,11 @@ import torch
 import torch.nn.functional as F
 
 from models import zoo
+from models.heads import Head
 from models.networks.cnn import CNN, CNNConfig
 from models.networks.dynamic_conv_net import DynamicConvConfig, DynamicConvNet
 from models.networks.encoder_forecaster import EncoderForecaster, EncoderForecasterConfig
+from models.networks.strided_gru import _coordinates
 
 PUBLISHED = {  # Wu 2019 tables 4.1 and 4.2; De Brabandere 2016 and Shi 2017 by their code
     "wu2019_radar_1l": 1_191_937,
@@ -62,6 +64,14 @@ def test_parameters_are_those_of_the_source(name):
     assert zoo.describe(name)["parameters"] == {**PUBLISHED, **STATED}[name]
 
 
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_every_configuration_gives_the_shapes_it_is_listed_with(name):
+    listed = zoo.describe(name)
+    with torch.device("meta"), torch.no_grad():
+        made = zoo.build(name).roll_out(torch.zeros(listed["input_shape"]), listed["output_shape"][1])
+    assert list(made.shape) == listed["output_shape"]
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_any_batch_grid_channels_and_leads(name):
     network = small(name, channels=2).eval()
@@ -78,6 +88,8 @@ def test_any_batch_grid_channels_and_leads(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_with_and_without_gradients_the_forecast_is_the_same(name):
     network = small(name).eval()
+    if name == "convlstm_attention":  # which starts as the identity
+        torch.nn.init.normal_(network.attention.mix.weight)
     frames = torch.rand(1, 4, 1, 33, 47)
     with torch.no_grad():
         quick = network.roll_out(frames, 3)
@@ -141,6 +153,11 @@ def test_forecaster_feeds_on_its_own_output_unless_taught(name):
 def test_a_network_without_feedback_refuses_a_teacher(name):
     with pytest.raises(ValueError, match="no teacher"):
         small(name).roll_out(torch.rand(1, 4, 1, 33, 47), 2, teacher=torch.rand(1, 2, 1, 33, 47))
+
+
+def test_a_teacher_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"teacher must be \(1, 3, 1, 33, 47\)"):
+        small("convlstm").roll_out(torch.rand(1, 4, 1, 33, 47), 3, teacher=torch.rand(1, 1, 1, 33, 47))
 
 
 def test_a_direct_network_goes_on_from_its_own_output():
@@ -223,6 +240,46 @@ def test_a_class_stands_for_its_middle():
         one = raw.clone()
         one[0, 0, certain] = 50
         assert network.output.values(one).item() == pytest.approx(value)
+    event = Head("segmentation", (0.4,))
+    assert event.values(torch.full((1, 1, 1, 1), 50.0)).item() == pytest.approx(0.4)
+
+
+def test_another_head_takes_other_levels():
+    assert zoo.build("convlstm_classes", {**SMALL["convlstm_classes"], "head": "value"}).output.levels == ()
+
+
+def test_what_is_not_observed_does_not_enter():
+    network, frames = small("convlstm").eval(), torch.rand(1, 3, 1, 16, 16)
+    seen = torch.rand(1, 3, 1, 16, 16) > 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(frames, seen, 2).values, network(frames * seen, torch.ones_like(seen), 2).values
+        )
+
+
+def test_options_of_networks_change_them():
+    frames = torch.rand(1, 3, 1, 16, 16)
+    plain, residual = small("unet"), small("unet", residual=True)
+    with torch.no_grad():
+        for module in residual.modules():
+            if isinstance(getattr(module, "past", None), torch.nn.Conv2d):
+                module.past.weight.zero_(), module.past.bias.zero_()
+        residual.load_state_dict(plain.state_dict(), strict=False)
+        torch.testing.assert_close(residual.roll_out(frames, 2), plain.roll_out(frames, 2))
+        torch.nn.init.ones_(residual.down[0].past.weight)
+        assert not torch.allclose(residual.roll_out(frames, 2), plain.roll_out(frames, 2))
+    wide = EncoderForecaster(EncoderForecasterConfig(widths=(2,), head_width=4))
+    torch.nn.init.zeros_(wide.head[1].bias)
+    h = torch.zeros(1, 2, 1, 9)
+    h[..., 4] = 1
+    reached = wide.head(h)[0, 0, 0] != 0  # of an even width one more to the right than to the left
+    assert reached.nonzero().flatten().tolist() == [2, 3, 4, 5]
+
+
+def test_strided_gru_is_told_where_it_is():
+    coordinates = _coordinates(torch.zeros(1, 2, 1, 3, 5))[0, 0]
+    assert coordinates[0, 0].tolist() == [-1, -0.5, 0, 0.5, 1] and coordinates[1, :, 0].tolist() == [-1, 0, 1]
+    assert (coordinates[2] == 1).all()
 
 
 def test_a_clipped_head_stays_within_the_range_in_the_loss_too():
@@ -244,6 +301,7 @@ FRAMES, SEEN = torch.rand(1, 3, 1, 16, 16), torch.ones(1, 3, 1, 16, 16, dtype=to
         (FRAMES[:, :2], SEEN[:, :2], 2, "2 input frames, the network takes at least 3"),
         (FRAMES, SEEN[:, :2], 2, "observed must be"),
         (FRAMES, SEEN, 0, "at least 1"),
+        (FRAMES[:0], SEEN[:0], 2, "empty batch"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_expected(frames, observed, leads, says):

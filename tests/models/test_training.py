@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from models.adversarial import Adversary
 from models.losses import mse
+from models.networks.cnn import CNN, CNNConfig
 from models.networks.encoder_forecaster import EncoderForecaster, EncoderForecasterConfig
 from models.networks.unet import UNet, UNetConfig
-from models.training import TrainingConfig, learning_rate, taught, train
+from models.recipe import _alone
+from models.training import TrainingConfig, _Run, learning_rate, load_batch, taught, train
 from models.windows import TRAIN, VALIDATION, FrameSeries, Windows, load_series, save_series
 
 PROJECT = Path(__file__).parents[2]
@@ -87,6 +89,80 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run():
     assert again[0]["validation_loss"] == pytest.approx(best["validation_loss"], rel=1e-4)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_good_weights(tmp_path):
+    calls = []
+
+    def breaking(raw, target, observed):
+        calls.append(1)
+        total = mse(raw, target, observed)
+        return total if len(calls) < 12 else type(total)(total.sum * float("nan"), total.weight)
+
+    one = network()
+    with pytest.raises(ValueError, match=r"loss is nan at step .*lower learning rate"):
+        train(one, windows(), breaking, config(steps=50, validate_every=3), folder=tmp_path)
+    best = {k: v for k, v in load_file(tmp_path / "state.safetensors").items() if k.startswith("best/")}
+    assert best and all(torch.isfinite(v).all() for v in best.values())
+
+
+def test_a_validation_that_is_no_number_is_no_gain():
+    def nan_in_validation(raw, target, observed):
+        total = mse(raw, target, observed)
+        return total if torch.is_grad_enabled() else type(total)(total.sum * float("nan"), total.weight)
+
+    history = train(network(), windows(), nan_in_validation, config(steps=100, validate_every=2, patience=3))
+    assert len(history) == 3
+
+
+def test_gradients_are_clipped_and_precision_is_as_asked():
+    before = network().state_dict()
+    moved = {}
+    for clip in (1e-12, 1.0):
+        one = network()
+        train(one, windows(), mse, config(steps=1, clip_norm=clip))
+        moved[clip] = max((one.state_dict()[k] - v).abs().max().item() for k, v in before.items())
+    assert moved[1e-12] < 0.1 * moved[1.0]  # Adam's epsilon then holds the step back
+    exact, rough = (train(network(), windows(), mse, config(bf16=b))[-1]["train_loss"] for b in (False, True))
+    assert exact != rough and rough == pytest.approx(exact, rel=0.05)
+
+
+def test_batch_normalisation_learns_in_training_and_rests_in_validation():
+    torch.manual_seed(0)
+    net = CNN(CNNConfig(base=2, input_frames=3, lead_frames=2))
+    seen = []
+
+    def watched(raw, target, observed):
+        seen.append((net.training, torch.is_grad_enabled()))
+        return mse(raw, target, observed)
+
+    samples = windows()
+    train(net, samples, watched, config(steps=4, validate_every=2))
+    assert set(seen) == {(True, True), (False, False)} and not net.training
+    assert net.encoder[1].num_batches_tracked > 0
+
+
+def test_the_adversarial_term_pulls_towards_what_is_taken_for_rain():
+    """Alone (the other loss is nothing), it must raise what the discriminator says of the forecast."""
+    one, samples = network(), windows()
+
+    def nothing(raw, target, observed):
+        return type(mse(raw, target, observed))(raw.sum() * 0, observed.sum().float())
+
+    run = _Run(one, samples, nothing, config(adversarial=1.0))
+    run.adversary.learn = lambda *_: 0.0  # a judge that does not change
+    pixels, _ = load_batch(samples, TRAIN, range(8), torch.device("cpu"))
+    past = pixels[:, :3].float() / 255
+
+    def verdict() -> float:
+        with torch.no_grad():
+            made = one.output.values(one.roll_out(past, 2))
+            return run.adversary.network(torch.cat((past, made), dim=1)).mean().item()
+
+    before = verdict()
+    for step in range(1, 13):
+        run.step(step)
+    assert verdict() > before
+
+
 def test_the_rate_falls_along_a_half_cosine():
     c = config(steps=100, learning_rate=1.0)
     assert learning_rate(1, c) == 1.0
@@ -143,9 +219,27 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch was 2, is 3"):
         train(network(), windows(), mse, config(batch=3), folder=tmp_path)
     state = tmp_path / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="remove it to start anew"):
-        train(network(), windows(), mse, config(), folder=tmp_path)
+    whole = state.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-50] ^= 1
+    for damaged in (whole[:-100], bytes(flipped)):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match="remove it to start anew"):
+            train(network(), windows(), mse, config(), folder=tmp_path)
+
+
+def test_a_run_may_be_lengthened_and_ended_by_time(tmp_path):
+    first = train(network(), windows(), mse, config(minutes=1e-9), folder=tmp_path)
+    assert [row["step"] for row in first] == [1]
+    assert train(network(), windows(), mse, config(minutes=9), folder=tmp_path)[-1]["step"] == 12
+
+
+def test_one_process_trains_a_model(tmp_path):
+    folder = tmp_path / ".m.training"
+    with _alone(folder), pytest.raises(ValueError, match="another process trains this model"), _alone(folder):
+        pass
+    with _alone(folder):
+        pass
 
 
 def test_windows_turn_pixels_and_mask_together_and_hide_what_is_not_observed():
@@ -155,8 +249,18 @@ def test_windows_turn_pixels_and_mask_together_and_hide_what_is_not_observed():
     for n in range(20):
         one = samples.sample(TRAIN, n)
         assert np.array_equal(one.pixels[:, 0] > 0, one.observed)
+    starts = {int(samples.sample(VALIDATION, n).pixels[0, 0].argmax() % 20) for n in range(4)}
+    assert len(starts) > 1
     assert samples.count(TRAIN) == 8 and samples.count(VALIDATION) == 4
     assert np.array_equal(samples.sample(TRAIN, 3).pixels, samples.sample(TRAIN, 3).pixels)
+
+
+def test_validation_takes_every_window_once_and_leaves_it_as_it_is():
+    s = moving_square()
+    samples = Windows([s, FrameSeries(s.pixels, s.observed, s.train[:1], s.validation[1:3])], 5, 32, 0)
+    found = [samples.sample(VALIDATION, n).pixels for n in range(6)]
+    for pixels, first in zip(found, [20, 21, 22, 23, 21, 22], strict=True):
+        assert np.array_equal(pixels, s.pixels[first : first + 5])
 
 
 def test_no_window_and_too_small_a_grid_are_refused():
@@ -171,7 +275,7 @@ def test_no_window_and_too_small_a_grid_are_refused():
 def exported(folder: Path) -> Path:
     about = {
         "dbz_min": -10.0, "dbz_max": 60.0, "cadences_minutes": [10], "spacing_m": [1000.0, 1000.0],
-        "product": "surface_rain", "classes": [0.4, 0.54, 0.63, 0.7, 0.81], "notes": {},
+        "product": "surface_rain", "classes": [0.4, 0.54, 0.63, 0.7, 0.81], "window": [3, 2], "notes": {},
     }  # fmt: skip
     save_series(folder, {"square": moving_square()}, about)
     return folder
@@ -192,6 +296,23 @@ def test_exported_data_come_back_and_bad_ones_are_named(tmp_path):
     assert np.array_equal(series["square"].pixels, moving_square().pixels) and about["dbz_max"] == 60
     np.save(folder / "square.observed.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"square\.observed\.npy: 1 dimensions of float64"):
+        load_series(folder)
+    np.save(folder / "square.observed.npy", moving_square().observed[1:])
+    with pytest.raises(ValueError, match=r"square\.observed\.npy: \(29, 32, 32\)"):
+        load_series(folder)
+    np.save(folder / "square.observed.npy", moving_square().observed)
+    for part, starts, says in (
+        ("validation", [24, 26], "begin at 24 to 26 of 30"),
+        ("validation", [11], "share frames"),
+        ("train", [-1], "begin at -1"),
+    ):
+        kept = np.load(folder / f"square.{part}.npy")
+        np.save(folder / f"square.{part}.npy", np.array(starts, np.int64))
+        with pytest.raises(ValueError, match=says):
+            load_series(folder)
+        np.save(folder / f"square.{part}.npy", kept)
+    np.save(folder / "square.pixels.npy", moving_square().pixels.astype(np.uint16))
+    with pytest.raises(ValueError, match="uint16, not pixels"):
         load_series(folder)
     (folder / "about.json").write_text(json.dumps({"series": ["../x"]}))
     with pytest.raises(ValueError, match="is no name of a series"):
@@ -253,20 +374,38 @@ def test_two_processes_have_the_gradients_of_one_with_the_double_batch(tmp_path)
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("field", ["batch", "accumulate", "steps", "validate_every", "lead_frames", "patience"])
+def test_numbers_that_train_nothing_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        config(**{field: 0})
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--network", "dc"], "rain of 120 km/h moves by"),
         (["--network", "unet", "--network-config", "{}", "--feed", "teacher"], "does not feed on its output"),
-        (["--network-config", '{"colour": 1}'], "colour"),
+        (["--network-config", '{"colour": 1}'], "convlstm cannot be built with"),
+        (["--network-config", "[1]"], "must be a JSON object"),
+        (["--network-config", '{"widths": [-3]}'], "cannot be built with"),
+        (["--network-config", '{"patch": 0}'], "cannot be built with"),
+        (["--network-config", '{"widths": [100000000, 100000000]}'], "cannot be built with"),
+        (["--network-config", '{"channels": 2}'], "the data have 1 channels"),
+        (["--lead-frames", "6"], "9 frames are wanted, the windows were chosen for 5"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--learning-rate", "nan"], "learning_rate must be positive and finite"),
+        (["--adversarial", "nan"], "adversarial and seed must not be negative"),
+        (["--gradient-weight", "-3"], "gradient_weight must be"),
+        (["--crop", "1"], "crop must be at least 8"),
+        (["--threads", "-1"], "--threads must not be negative"),
+        (["--device", "tpu"], "there are auto, cpu"),
+        (["--out", "/proc/x/m"], "/proc/x"),
         (["--crop", "64"], "smallest grid has a side of 32"),
-        (["--device", "cuda"], "no CUDA device"),
+        (["--device", "cuda:77"], "no CUDA device"),
         (["--loss", "dice"], "segmentation head"),
     ],
 )
 def test_the_command_says_what_does_not_fit(tmp_path, more, says):
-    if says.startswith("no CUDA") and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here, so the command rightly uses it")
     data = exported(tmp_path / "data")
     if "dc" in more:
         more = [*more, "--network-config", '{"taps": 21, "input_frames": 3}']
