@@ -18,7 +18,8 @@ from models import losses, zoo
 from models.checkpoint import CheckpointError
 from models.forecaster import resolved_device
 from models.recipe import About, Recipe, make
-from models.training import FEEDS, Report, TrainingConfig
+from models.training import Report
+from models.training_config import FEEDS, TrainingConfig
 from models.windows import load_series
 
 

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from models import checkpoint, losses, zoo
 from models.checkpoint import Card
 from models.heads import Head
-from models.training import Report, TrainingConfig, train
+from models.training import Report, train
+from models.training_config import TrainingConfig
 from models.windows import FrameSeries, Windows
 
 FASTEST_RAIN_KM_H = 120.0

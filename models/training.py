@@ -5,12 +5,11 @@ Runs by itself where torch, numpy and safetensors are: ``python -m models.traini
 """
 
 import copy
-import csv
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,68 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from models import training_state
 from models.adversarial import Adversary
 from models.losses import Loss, mae, mse
+from models.metrics import write_metrics
 from models.networks.network import Network
+from models.training_config import TrainingConfig, learning_rate, taught
 from models.training_state import Progress
 from models.windows import TRAIN, VALIDATION, Samples
-
-FEEDS = ("own", "teacher", "scheduled")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a network is trained.
-
-    Attributes:
-        input_frames, lead_frames: of each sample.
-        batch: samples in a forward pass, on each device.
-        accumulate: forward passes in a step.
-        steps: at most.
-        learning_rate: of Adam, at the start; falls to a twentieth along a half cosine, or stays if ``constant_rate``.
-        clip_norm: largest norm of the gradient.
-        feed: what the network feeds on: its ``own`` output, as in a forecast; the truth (``teacher``, as Wu 2019
-            trains); or ``scheduled``: the truth with a probability that falls from 1 to 0 over the steps. Validation
-            is always on the own output.
-        validate_every: steps between validations, and between saved states.
-        validation_samples: how many, the same each time; all there are if fewer.
-        patience: validations without gain after which it stops.
-        minutes: time after which it stops.
-        seed: of the weights (by the caller), the samples and the scheduled sampling.
-        bf16: convolutions and products in bfloat16; weights and loss stay float32.
-        adversarial: weight of the adversarial term; 0 is none.
-    """
-
-    input_frames: int = 5
-    lead_frames: int = 12
-    batch: int = 8
-    accumulate: int = 1
-    steps: int = 1000
-    learning_rate: float = 1e-3
-    constant_rate: bool = False
-    clip_norm: float = 1.0
-    feed: str = "own"
-    validate_every: int = 100
-    validation_samples: int = 64
-    patience: int = 10
-    minutes: float = 1e9
-    seed: int = 0
-    bf16: bool = False
-    adversarial: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.feed not in FEEDS:
-            raise ValueError(f"feed {self.feed!r}: there are {', '.join(FEEDS)}")
-        for name in (
-            "input_frames", "lead_frames", "batch", "accumulate", "steps", "validate_every", "validation_samples",
-            "patience",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm", "minutes"):
-            if not 0 < getattr(self, name) < math.inf:  # NaN is neither
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not 0 <= self.adversarial < math.inf or self.seed < 0:
-            raise ValueError(f"adversarial and seed must not be negative, got {self.adversarial} and {self.seed}")
-
 
 # step and its figures: the training loss, and at a validation the row of the history
 Report = Callable[[int, dict[str, float]], None]
@@ -288,45 +230,6 @@ def load_batch(samples: Samples, part: str, numbers: range, device: torch.device
     pixels = torch.from_numpy(np.stack([one.pixels for one in made]))
     observed = torch.from_numpy(np.stack([one.observed for one in made])).unsqueeze(2)
     return pixels.to(device, non_blocking=True), observed.to(device, non_blocking=True)
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Of a step, 1 to ``config.steps``."""
-    if config.constant_rate:
-        return config.learning_rate
-    least = config.learning_rate / 20
-    return least + (config.learning_rate - least) * (1 + math.cos(math.pi * (step - 1) / config.steps)) / 2
-
-
-def taught(step: int, numbers: range, config: TrainingConfig, device: torch.device) -> Tensor | None:
-    """Where the truth is fed in scheduled sampling (batch, leads), drawn for each sample; else None."""
-    if config.feed != "scheduled":
-        return None
-    share = 1 - step / config.steps
-    drawn = [np.random.default_rng((config.seed, 2, n)).random(config.lead_frames) < share for n in numbers]
-    return torch.from_numpy(np.stack(drawn)).to(device)
-
-
-def write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
-    """``metrics.csv``, and its curves as ``loss.png`` where matplotlib is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    steps = [row["step"] for row in history]
-    axes.plot(steps, [row["train_loss"] for row in history], color="#888888", label="training")
-    axes.plot(steps, [row["validation_loss"] for row in history], color="#0072b2", label="validation, own output")
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(folder / "loss.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def report(
 
 
 class TrainingRequest(BaseModel):
-    """What to train and how; see ``models.recipe.Recipe`` and ``models.training.TrainingConfig``.
+    """What to train and how; see ``models.recipe.Recipe`` and ``models.training_config.TrainingConfig``.
 
     ``data_only``: a folder to write the training data to, instead of training.
     """
@@ -254,7 +254,7 @@ def train(
     """Train a network on the archive of the domains; the checkpoint goes to root/models/NAME."""
     from models.checkpoint import PRETRAINED
     from models.recipe import Recipe
-    from models.training import TrainingConfig
+    from models.training_config import TrainingConfig
     from models.zoo import ZOO
     from pipeline import train as training
 

@@ -20,7 +20,8 @@ from models.contract import Method
 from models.experiments.evaluation import errors_per_step, picture
 from models.losses import mse
 from models.moving_mnist import TEST, MovingMNIST, MovingMNISTConfig, read_idx
-from models.training import TrainingConfig, train
+from models.training import train
+from models.training_config import TrainingConfig
 from models.windows import TRAIN
 
 # train, validation and test MSE, test MAE on 0-255 pixels: Wu 2019, table 4.1

@@ -25,7 +25,8 @@ from models.contract import Method
 from models.experiments.evaluation import errors_per_step, picture
 from models.losses import mse
 from models.recipe import fingerprint
-from models.training import TrainingConfig, train
+from models.training import train
+from models.training_config import TrainingConfig
 from models.windows import VALIDATION, FrameSeries, Sample, Windows, load_series
 
 ROWS = ("fc_lstm_radar", "wu2019_radar_1l", "wu2019_radar_2l", "wu2019_radar_3l")

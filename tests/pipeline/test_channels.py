@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 
 from models.recipe import Recipe
-from models.training import TrainingConfig
+from models.training_config import TrainingConfig
 from pipeline import catalog as tables
 from pipeline import operations
 from pipeline.errors import SettingsError
