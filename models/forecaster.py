@@ -18,6 +18,7 @@ from models.networks.network import Network
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
+PLENTY = 32 * 2**10  # bytes for a cell; no network of the zoo takes as much, so small grids need no working out
 SMALLEST_KEPT = 32  # pixels of a tile beside its overlap
 MOST_SAMPLES = 64  # in a pass on a GPU
 
@@ -103,7 +104,7 @@ class Forecaster:
 
         Raises:
             TypeError, ValueError: arrays that do not fit, or that the network cannot take.
-        RuntimeError: a forecast that is not finite.
+            RuntimeError: a forecast that is not finite.
             MemoryError: the budget is too small for a network that cannot work in tiles.
         """
         if frames.dtype != np.uint8 or observed.dtype != np.bool_:
@@ -206,7 +207,8 @@ class Forecaster:
         if self.device.type == "cuda":
             budget = min(budget, int(0.8 * torch.cuda.mem_get_info(self.device)[0]))
         samples = self._most
-        # cheap to ask: the sizes are known for one sample, and grow with the number
+        if samples * height * width * PLENTY <= budget:
+            return _Plan(samples, whole)
         one = peak_bytes(self.method, 1, frames, leads, height, width)
         while samples > 1 and samples * one > budget:
             samples //= 2

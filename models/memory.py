@@ -37,7 +37,7 @@ class _Meter(TorchDispatchMode):
 def peak_bytes(network: Network, batch: int, frames: int, leads: int, height: int, width: int) -> int:
     """Estimated peak memory of one forecast in float32, input and output included, weights not."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
-    blank = copy.deepcopy(network, memo).to("meta")  # weights are not copied
+    blank = copy.deepcopy(network, memo).to("meta").eval()  # weights are not copied
     shape = (batch, frames, network.channels, height, width)
     with torch.device("meta"), torch.no_grad(), _Meter() as meter:
         given, seen = torch.zeros(shape), torch.ones((batch, frames, 1, height, width), dtype=torch.bool)

@@ -10,7 +10,7 @@ import torch
 from models import checkpoint, zoo
 from models.baselines.rover import Rover, RoverConfig, _applied, _Equations, solve
 from models.contract import Prediction
-from models.forecaster import Forecaster, _cuts
+from models.forecaster import PLENTY, Forecaster, _cuts
 from models.memory import peak_bytes
 from tests.models.test_optical_flow import rain, shifted
 
@@ -86,6 +86,15 @@ def test_cuts_keep_every_cell_once_and_overlap_enough(length, multiple):
         assert part.start == 0 or part.start - whole.start >= overlap
         assert part.stop == length or whole.stop - part.stop >= overlap
     assert (kept == 1).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["wu2019_mnist_1l", "mnistpp_trajgru_l17", "mnistpp_convgru_k7", "dfn_11", "hko7_cnn3d"]
+)
+def test_what_small_grids_are_given_without_asking_is_plenty(name):
+    with torch.device("meta"):  # the hungriest of the zoo
+        network = zoo.build(name)
+    assert peak_bytes(network, 1, 10, 12, 120, 120) < PLENTY * 120 * 120
 
 
 def test_a_budget_that_cannot_be_met_is_an_error():
