@@ -65,7 +65,7 @@ def test_two_levels_from_archive_to_scores(root, store, catalog, tmp_path):
     put_moving_rain(Archive(store, two_levels()), 60)
     rebuild([two_levels()], store, catalog)
     task = TrainingConfig(input_frames=3, lead_frames=4, batch=2, steps=2, validate_every=1)
-    train([two_levels()], store, Recipe(crop=64, training=task), tmp_path / "pair", "test", 1, NOW)
+    train([two_levels()], store, Recipe(crop=64, training=task), tmp_path / "pair", "test", 1, "cpu", NOW)
     domain = two_levels(model=str(tmp_path / "pair"))
     settings = settings_for(root, domain)
     report = operations.backfill(settings, "net", T0 + 10 * STEP, T0 + 11 * STEP, NOW, 1)
