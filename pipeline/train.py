@@ -59,7 +59,7 @@ def train(
 
     from models import checkpoint
     from models.forecaster import resolved_device
-    from models.recipe import configuration, make
+    from models.recipe import make
 
     if out.exists():
         raise SettingsError(f"a model {out.name!r} exists already in {out.parent}; choose another --name")
@@ -72,7 +72,6 @@ def train(
             "could tell a good model; ingest a longer period"
         )
     try:
-        configuration(recipe, about)
         where = str(resolved_device(device))
         made = make(recipe, list(series.values()), about, out, out.name, progress, where)
     except checkpoint.CheckpointError as err:

@@ -24,14 +24,9 @@ def sample(field: Tensor, position: Tensor) -> Tensor:
         position: (batch, 2, height, width) columns and rows, in pixels.
     """
     height, width = field.shape[-2:]
-    grid = sampling_grid(position, height, width)
-    return F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def sampling_grid(position: Tensor, height: int, width: int) -> Tensor:
-    """Pixel positions (batch, 2, rows, columns) as ``grid_sample`` wants them, for a field of that size."""
     x, y = position.unbind(dim=1)
-    return torch.stack((x * (2.0 / max(width - 1, 1)) - 1, y * (2.0 / max(height - 1, 1)) - 1), dim=-1)
+    grid = torch.stack((x * (2.0 / max(width - 1, 1)) - 1, y * (2.0 / max(height - 1, 1)) - 1), dim=-1)
+    return F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def warp(field: Tensor, displacement: Tensor) -> Tensor:
