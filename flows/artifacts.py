@@ -16,9 +16,10 @@ def publish_report(flow: str, report: Report) -> None:
     create_markdown_artifact("\n".join(lines), key=f"{flow}-{report.domain}".replace("_", "-"))
 
 
-def publish_page(domain: str, page: Any, table: str) -> None:
-    """Where the verification page lies, and its headline table."""
+def publish_page(domain: str, page: Any, summary: list[str], table: str) -> None:
+    """Where the verification page lies, what it says, and its headline table."""
     from prefect.artifacts import create_markdown_artifact
 
-    text = f"# Verification of {domain}\n\nThe page lies at `{page}`.\n\n```\n{table}\n```"
+    said = "\n".join(f"- {sentence}" for sentence in summary)
+    text = f"# Verification of {domain}\n\nThe page lies at `{page}`.\n\n{said}\n\n```\n{table}\n```"
     create_markdown_artifact(text, key=f"report-{domain}".replace("_", "-"))

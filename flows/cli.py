@@ -163,6 +163,11 @@ def verify(
     domain: DomainName,
     start: From = None,
     end: To = None,
+    external: Annotated[
+        str | None,
+        typer.Option(metavar="GLOB", help="Score these foreign CF nowcasts beside ours, on the same pixels."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What to call the foreign method.")] = "external",
     config: Config = None,
     changes: Changes = None,
     as_json: AsJson = False,
@@ -172,7 +177,8 @@ def verify(
     """Score forecasts against the observations that have arrived. Without times: all of them."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        _operate("verify", settings, domain, changes, as_json, use_prefect, start=start, end=end)
+        arguments = {"start": start, "end": end, "external": external, "name": name}
+        _operate("verify", settings, domain, changes, as_json, use_prefect, **arguments)
 
 
 @app.command()
@@ -180,6 +186,12 @@ def report(
     domain: DomainName,
     start: From = None,
     end: To = None,
+    period: Annotated[
+        str | None, typer.Option(metavar="day|week|month", help="Instead of times: the last one that is over, UTC.")
+    ] = None,
+    pair: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="METHOD METHOD", help="Which two the summary compares.")
+    ] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder; default: reports in the root.")] = None,
     config: Config = None,
     changes: Changes = None,
@@ -191,14 +203,17 @@ def report(
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
         settings.domain(domain)
-        arguments = {"start": start, "end": end, "out": str(folder) if folder else None}
+        if period not in (None, "day", "week", "month"):
+            raise typer.BadParameter(f"--period {period}: expected day, week or month")
+        arguments: dict[str, Any] = {"start": start, "end": end, "period": period, "pair": pair}
         if _flows_wanted(settings, use_prefect):
-            page = _run_flow("report", settings, changes, domain=domain, **arguments)
+            out_folder = str(folder) if folder else None
+            page = _run_flow("report", settings, changes, domain=domain, out=out_folder, **arguments)
         else:
             from pipeline import operations
 
             with console.err.status("writing the page"):
-                page = operations.report(settings, domain, start, end, folder, now())
+                page = operations.report(settings, domain, now=now(), out=folder, **arguments)
         console.print_page(page, as_json)
 
 

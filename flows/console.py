@@ -164,14 +164,18 @@ def print_clutter(learned: Any, as_json: bool) -> None:
 
 
 def print_page(page: Any, as_json: bool) -> None:
-    """Where page and scores lie, and the CSI of every method side by side."""
+    """Where page and scores lie, what they say, and the CSI of every method side by side."""
     if as_json:
-        print_json({"page": page.page, "scores": page.scores, "csi": page.rows})
+        print_json({"page": page.page, "scores": page.scores, "summary": page.summary, "csi": page.rows})
         return
     out.print(f"page     {escape(str(page.page))}")
     out.print(f"scores   {escape(str(page.scores))}")
-    for key, text in page.headlines.items():
-        out.print(f"\nCSI on the common pixels, forecasts of {escape(key)} (point estimates)")
+    for sentence in page.summary:
+        out.print(f"- {escape(sentence)}", highlight=False)
+    for key, text in list(page.headlines.items())[:1]:  # those of fallbacks are on the page
+        out.print(
+            f"\nCSI on the common pixels, forecasts of {escape(key)} (point estimates; intervals are on the page)"
+        )
         out.print(escape(text), highlight=False)
 
 

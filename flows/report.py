@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
@@ -17,6 +18,8 @@ def report(
     domain: str,
     start: datetime | None = None,
     end: datetime | None = None,
+    period: Literal["day", "week", "month"] | None = None,
+    pair: tuple[str, str] | None = None,
     out: str | None = None,
     config: str | None = None,
     changes: dict[str, str] | None = None,
@@ -24,7 +27,9 @@ def report(
     """Write the verification page of a domain; returns where it lies."""
     settings = load(Path(config) if config else None, changes)
     folder = Path(out) if out else None
-    written: PageWritten = as_task(operations.report)(settings, domain, start, end, folder, datetime.now(UTC))
+    written: PageWritten = as_task(operations.report)(
+        settings, domain, start, end, folder, datetime.now(UTC), period, pair
+    )
     tables = "\n\n".join(f"{key}\n{text}" for key, text in written.headlines.items())
-    publish_page(domain, written.page, tables)
+    publish_page(domain, written.page, written.summary, tables)
     return written

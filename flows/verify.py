@@ -17,11 +17,13 @@ def verify(
     domain: str,
     start: datetime | None = None,
     end: datetime | None = None,
+    external: str | None = None,
+    name: str = "external",
     config: str | None = None,
     changes: dict[str, str] | None = None,
 ) -> Report:
     """Score the forecasts of a period against what has arrived."""
     settings = load(Path(config) if config else None, changes)
-    report = operations.verify(settings, domain, start, end, datetime.now(UTC), as_task)
+    report = operations.verify(settings, domain, start, end, datetime.now(UTC), as_task, external=external, name=name)
     publish_report("verify", report)
     return report

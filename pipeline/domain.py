@@ -62,6 +62,43 @@ class Quality(Frozen):
     max_echo_jump: float = Field(0.35, ge=0, le=1)
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Verification(Frozen):
+    """How forecasts are scored.
+
+    ``scales_km`` are the sides of the windows of the fractions skill score. ``ignore_faint_echo`` is the rule of HKO-7:
+    where the observation shows echo below 9.5 dBZ, but not none, nothing is scored. ``references`` of pysteps are
+    forecast too and compared on the same pixels: ``sprog`` and ``steps_mean`` show what smoothing alone gains,
+    ``anvil`` is its best deterministic method.
+    """
+
+    scales_km: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], BeforeValidator(_as_tuple)] = (
+        1.0,
+        2.0,
+        5.0,
+        10.0,
+        20.0,
+        50.0,
+    )
+    ignore_faint_echo: bool = False
+    references: Annotated[tuple[Literal["sprog", "anvil", "steps_mean"], ...], BeforeValidator(_as_tuple)] = ()
+
+    @field_validator("scales_km")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or list(values) != sorted(set(values)):
+            raise ValueError("must rise strictly")
+        return values
+
+    @field_validator("references")
+    @classmethod
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(values)))
+
+
 class NativeGrid(Frozen):
     """The grid of a gridded source, or block means of it (in rain rate) over coarsen x coarsen cells."""
 
@@ -87,10 +124,6 @@ class ProjectedGrid(Frozen):
         if not parsed.is_projected or parsed.axis_info[0].unit_name != "metre":
             raise ValueError("must be a projected coordinate reference system in metres, since spacing_m is")
         return crs
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _as_product(value: Any) -> Any:
@@ -126,6 +159,7 @@ class Domain(Frozen):
     zr: ZR = ZR()
     scale: Scale = Scale()
     quality: Quality = Quality()
+    verification: Verification = Verification()
     max_gap: int = Field(1, ge=0, le=6)
     thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
     model: str = "convlstm"

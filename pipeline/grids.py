@@ -59,6 +59,21 @@ class Grid:
         _, _, north = geod.inv(lon, lat, lon, lat + self.dy)
         return float((east + north) / 2)
 
+    @cached_property
+    def ground_spacing_km(self) -> tuple[float, float]:
+        """Distance on the ground between neighbouring rows and between neighbouring columns, at the middle of the grid.
+
+        A projection's metres are true along some lines only: Dutch kilometres of a map that is true at 60 N are 4 %
+        short.
+        """
+        x, y = float(self.x[self.shape[1] // 2]), float(self.y[self.shape[0] // 2])
+        to_degrees = Transformer.from_crs(self.projection, "EPSG:4326", always_xy=True)
+        lon, lat = to_degrees.transform(
+            [x, x, x - self.dx / 2, x + self.dx / 2], [y - self.dy / 2, y + self.dy / 2, y, y]
+        )
+        _, _, distance = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+        return float(distance[0]) / 1000, float(distance[1]) / 1000
+
     def lon_lat(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Longitude and latitude of every centre, degrees, shape (rows, columns)."""
         x, y = np.meshgrid(self.x, self.y)

@@ -175,10 +175,20 @@ def verify(
     now: datetime,
     step: Step = bare,
     progress: Progress = no_progress,
+    external: str | None = None,
+    name: str = "external",
 ) -> Report:
-    """Score the forecasts of a period against what has arrived."""
+    """Score the forecasts of a period against what has arrived; or foreign ones, beside ours.
+
+    Args:
+        external: a pattern of files with foreign forecasts; the times are then theirs.
+        name: of the foreign method.
+    """
     domain = settings.domain(domain_name)
     report = Report(domain_name)
+    if external is not None:
+        _timed(report, "verify", step(_verify_external), settings, domain, external, name, progress, report)
+        return report
     _timed(report, "verify", step(_verify), settings, domain, start or times.EPOCH, end or now, progress, report)
     return report
 
@@ -189,6 +199,7 @@ class PageWritten:
 
     page: Path
     scores: Path
+    summary: list[str]
     headlines: dict[str, str]
     rows: dict[str, Any]
 
@@ -200,18 +211,30 @@ def report(
     end: datetime | None,
     out: Path | None,
     now: datetime,
+    period: Literal["day", "week", "month"] | None = None,
+    pair: tuple[str, str] | None = None,
 ) -> PageWritten:
-    """Write the verification page; without times over all that the catalog knows."""
-    from pipeline.verification.report import headline, write_report
+    """Write the verification page; without times over all that the catalog knows.
+
+    Args:
+        period: instead of times, the last one that is over.
+        pair: the two methods that the summary compares; default: the forecast and optical flow.
+    """
+    from pipeline.verification.report import headline, last_whole, write_report
 
     domain = settings.domain(domain_name)
+    if period is not None:
+        if start is not None or end is not None:
+            raise SettingsError(f"--period {period} stands for times; give either it or --from and --to")
+        start, end = last_whole(period, now)
     store, catalog = open_root(settings)
-    written = write_report(domain, store, catalog, start, end, out, now)
+    written = write_report(domain, store, catalog, start, end, out, now, pair)
     catalog.close()
     wide = {key: headline(table) for key, table in written.tables.items()}
     return PageWritten(
         written.page,
         written.scores,
+        written.summary,
         {key: table.to_string(float_format="%.3f", na_rep="-") for key, table in wide.items()},
         {key: table.reset_index().to_dict("records") for key, table in wide.items()},
     )
@@ -375,6 +398,19 @@ def _verify(
     catalog.close()
     report.verify = result
     report.problems += [f"not verified {path}: {reason}" for path, reason in result.failed]
+    return report
+
+
+def _verify_external(
+    settings: Settings, domain: Domain, pattern: str, name: str, progress: Progress, report: Report
+) -> Report:
+    from pipeline.verification.external import verify_external
+
+    store, catalog = open_root(settings)
+    show = functools.partial(progress, "verify")
+    report.verify = verify_external(domain, store, catalog, pattern, name, show)
+    catalog.close()
+    report.problems += [f"not verified {path}: {reason}" for path, reason in report.verify.failed]
     return report
 
 

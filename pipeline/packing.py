@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -55,8 +57,11 @@ def content_digest(dataset: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-def write(dataset: xr.Dataset, path: Path) -> str:
-    """Write packed variables as they are (zlib 1, shuffle, one chunk per slice of the last two dimensions).
+def write(dataset: xr.Dataset, path: Path, whole: bool = False) -> str:
+    """Write packed variables as they are (zlib 1, shuffle).
+
+    Args:
+        whole: one chunk per variable, for tables; else one per slice of the last two dimensions, for maps.
 
     Returns:
         The content digest, which is also the global attribute ``content_digest``.
@@ -66,7 +71,7 @@ def write(dataset: xr.Dataset, path: Path) -> str:
     for name, variable in dataset.variables.items():
         encoding[str(name)] = {} if "_FillValue" in variable.attrs else {"_FillValue": None}
         if variable.ndim >= 2:
-            chunks = (*([1] * (variable.ndim - 2)), *variable.shape[-2:])
+            chunks = variable.shape if whole else (*([1] * (variable.ndim - 2)), *variable.shape[-2:])
             encoding[str(name)].update(zlib=True, complevel=1, shuffle=True, chunksizes=chunks)
     # in memory first: HDF5 does not survive a disk that fills up under it
     content = io.BytesIO()
@@ -83,6 +88,18 @@ def read_packed(path: Path) -> xr.Dataset:
     """
     with xr.open_dataset(path, engine="h5netcdf", decode_cf=False, cache=False) as dataset:
         return dataset.load()
+
+
+def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Raw values of some variables, as far as the file has them, and its global attributes; ten times as fast.
+
+    Raises:
+        OSError: not a whole NetCDF file.
+    """
+    with h5py.File(path, "r") as file:
+        found = {name: file[name][()] for name in names if name in file}
+        attrs = {name: value for name, value in file.attrs.items() if not name.startswith("_")}
+    return found, {k: v.item() if isinstance(v, np.ndarray) and v.size == 1 else v for k, v in attrs.items()}
 
 
 def read_digest(path: Path) -> str:

@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 RATE_STEP_MM_H = 0.02
 REFLECTIVITY_STEP_DB = 0.1
 ACCUMULATION_STEP_MM = 0.05
+PROBABILITY_STEP = 0.005
 EPOCH_UNITS = "seconds since 1970-01-01 00:00:00"
 
 
@@ -361,10 +362,9 @@ def build_baselines(forecasts: dict[str, Pixels | None], leads: int, shape: tupl
 
 def read_baselines(path: Path) -> dict[str, Pixels | None]:
     """Inverse of ``build_baselines``."""
-    data = packing.read_packed(path)
-    names = str(data.attrs["methods"]).split()
-    ready = data["available"].values
-    return {name: data["pixel"].values[n] if ready[n] else None for n, name in enumerate(names)}
+    arrays, attrs = packing.read_arrays(path, ("pixel", "available"))
+    names = str(attrs["methods"]).split()
+    return {name: arrays["pixel"][n] if arrays["available"][n] else None for n, name in enumerate(names)}
 
 
 def read_forecast(path: Path, domain: Domain) -> tuple[Pixels, Pixels, dict[str, Any]]:
@@ -377,13 +377,12 @@ def read_forecast(path: Path, domain: Domain) -> tuple[Pixels, Pixels, dict[str,
     """
     from pipeline.frames.grayscale import pixel_of_reflectivity
 
-    data = packing.read_packed(path)
-    scale = [float(v) for v in data.attrs["scale_dbz"]]
+    arrays, attrs = packing.read_arrays(path, ("equivalent_reflectivity_factor", "status_flag"))
+    scale = [float(v) for v in attrs["scale_dbz"]]
     if scale != [domain.scale.dbz_min, domain.scale.dbz_max]:
         raise ValueError(
             f"{path} has the dBZ scale {scale}, the domain [{domain.scale.dbz_min}, {domain.scale.dbz_max}]"
         )
-    raw = data["equivalent_reflectivity_factor"].values
-    state = data["status_flag"].values.astype(np.uint8)
+    raw, state = arrays["equivalent_reflectivity_factor"], arrays["status_flag"].astype(np.uint8)
     dbz = np.where(raw == packing.FILL, domain.scale.dbz_min, raw * REFLECTIVITY_STEP_DB)
-    return pixel_of_reflectivity(dbz, domain.scale), state, dict(data.attrs)
+    return pixel_of_reflectivity(dbz, domain.scale), state, attrs

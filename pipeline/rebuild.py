@@ -122,7 +122,7 @@ def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[s
 def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
     rows = []
     for path in sorted((store.root / "products" / domain.name).rglob("*.nc")):
-        if path.name.endswith(".baselines.nc"):
+        if "." in path.stem:  # what lies beside a product: baselines, references
             continue
         try:
             rows.append(cycle_row(domain, store.relative(path), path, store.baselines(path)))

@@ -1,81 +1,134 @@
-"""Files of verification sums: one per domain, kind, model and day, replaced atomically."""
+"""Files of verification sums: one per domain, kind, compared methods and day, replaced atomically."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from pipeline import packing
-from pipeline.verification import scores
-from pipeline.verification.sums import COUNTS, MOMENTS, PIXEL_SETS, PairSums
+from pipeline.verification import scoring
+from pipeline.verification.neighbourhood import COMPONENTS
+from pipeline.verification.pairs import COUNTS, MOMENTS, PIXEL_SETS
+from pipeline.verification.probability import OF_BINS, OF_ENSEMBLES
+from pipeline.verification.rules import PROBABILITY_BINS, Rules
+from pipeline.verification.spectrum import bands, rings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# of every variable, after reference_time; structure_lead are those lead times that have sums of windows and spectra
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(COUNTS, ("method", "lead", "threshold", "pixel_set")),
+    **dict.fromkeys(MOMENTS, ("method", "lead", "pixel_set")),
+    **{f"fraction_{name}": ("method", "structure_lead", "threshold", "scale", "pixel_set") for name in COMPONENTS},
+    "power": ("method", "structure_lead", "band"),
+    "observed_power": ("structure_lead", "band"),
+    "observed": ("lead",),
+    **dict.fromkeys(OF_BINS, ("structure_lead", "threshold", "probability_bin", "pixel_set")),
+    "probability_squared_error": ("structure_lead", "threshold", "pixel_set"),
+    **dict.fromkeys(OF_ENSEMBLES, ("structure_lead", "pixel_set")),
+    "members": (),
+    "observations_digest": ("byte",),
+}
 
 
 @dataclass(frozen=True)
 class ForecastSums:
-    """Sums of one forecast and its baselines.
+    """Sums of one forecast and of what it is compared with.
 
     Attributes:
         reference_time: seconds since 1970.
-        observed: per lead, whether an observation came.
-        sums: [method][lead][pixel set].
+        observations_digest: SHA-256 in hexadecimal of what they depend on, see ``verify``.
     """
 
     reference_time: int
-    observed: list[bool]
-    sums: list[list[list[PairSums]]]
+    observations_digest: str
+    sums: scoring.Sums
 
 
-def to_dataset(
-    rows: Iterable[ForecastSums], methods: list[str], leads_minutes: list[int], thresholds_mm_h: list[float]
-) -> xr.Dataset:
-    """Arrays (reference_time, method, lead, pixel_set[, threshold]), in order of time."""
+def to_dataset(rows: Iterable[ForecastSums], methods: list[str], rules: Rules) -> xr.Dataset:
+    """Arrays with ``reference_time`` first, in order of time; what only some forecasts have is 0 in the others."""
     ordered = sorted(rows, key=lambda row: row.reference_time)
-    counts = np.array([[[[s.counts for s in sets] for sets in method] for method in r.sums] for r in ordered])
-    moments = np.array([[[[s.moments for s in sets] for sets in method] for method in r.sums] for r in ordered])
-    base = ("reference_time", "method", "lead", "pixel_set")
-    variables: dict[str, xr.Variable] = {
-        name: xr.Variable((*base, "threshold"), counts[..., n, :].astype(np.int64)) for n, name in enumerate(COUNTS)
-    }
-    variables |= {name: xr.Variable(base, moments[..., n]) for n, name in enumerate(MOMENTS)}
-    variables["observed"] = xr.Variable(("reference_time", "lead"), np.array([r.observed for r in ordered], np.int8))
+    content = [
+        {**row.sums, "observations_digest": np.frombuffer(bytes.fromhex(row.observations_digest), np.uint8)}
+        for row in ordered
+    ]
+    shapes = {name: values for one in content for name, values in one.items()}
+    variables: dict[str, xr.Variable] = {}
+    for name, dims in DIMENSIONS.items():
+        if name in shapes:
+            stacked = np.stack([one.get(name, np.zeros_like(shapes[name])) for one in content])
+            variables[name] = xr.Variable(("reference_time", *dims), stacked)
     variables["reference_time"] = xr.Variable(
         ("reference_time",),
-        np.array([r.reference_time for r in ordered], np.int64),
+        np.array([row.reference_time for row in ordered], np.int64),
         {"units": "seconds since 1970-01-01 00:00:00", "standard_name": "forecast_reference_time"},
     )
-    variables["lead"] = xr.Variable(("lead",), np.array(leads_minutes, np.int32), {"units": "minutes"})
-    variables["threshold"] = xr.Variable(("threshold",), np.array(thresholds_mm_h), {"units": "mm h-1"})
+    leads = np.array(rules.leads_minutes, np.int32)
+    wavelengths = bands(rings(rules.grid.shape, rules.grid.ground_spacing_km))[1]
+    along: dict[str, tuple[np.ndarray, str]] = {  # type: ignore[type-arg]
+        "lead": (leads, "minutes"),
+        "structure_lead": (leads[list(rules.structure_leads)], "minutes"),
+        "threshold": (np.array(rules.thresholds_mm_h), "mm h-1"),
+        "scale": (np.array(rules.scales_km), "km"),
+        "band": (np.round(wavelengths, 3), "km"),
+    }
+    if "bin_pairs" in shapes:
+        along["probability_bin"] = (np.arange(PROBABILITY_BINS) / (PROBABILITY_BINS - 1), "1")
+    variables |= {name: xr.Variable((name,), values, {"units": units}) for name, (values, units) in along.items()}
     attrs = {
         "format_version": FORMAT_VERSION,
         "methods": " ".join(methods),
         "pixel_sets": " ".join(PIXEL_SETS),
-        "comment": "moments are in units of 0-255 pixels; common = pixels where all methods named here have a value",
+        "rules": rules.to_json(),
+        "comment": "sums over pairs, in units of 0-255 pixels unless named rain (mm h-1); power in dB2 per band; "
+        "common = pixels where all methods named here and the observation have a value",
     }
     return xr.Dataset(variables, attrs=attrs)
+
+
+def digests(data: xr.Dataset) -> dict[int, str]:
+    """Observations digest of each reference time (seconds since 1970)."""
+    made = [row.astype(np.uint8).tobytes().hex() for row in data["observations_digest"].values]
+    return dict(zip(data["reference_time"].values.tolist(), made, strict=True))
 
 
 def merge(old: xr.Dataset | None, new: xr.Dataset) -> xr.Dataset:
     """``new`` beside those reference times of ``old`` that it does not replace.
 
-    A file made for other methods, leads or thresholds is not mixed with: ``new`` then stands alone.
+    A file made for other methods or by other rules is not mixed with: ``new`` then stands alone.
     """
     if old is None or not same_layout(old, new):
         return new
     kept = old.isel(reference_time=~np.isin(old["reference_time"].values, new["reference_time"].values))
-    return xr.concat([kept, new], dim="reference_time", combine_attrs="override", data_vars="minimal").sortby(
-        "reference_time"
-    )
+    return join([kept, new]).sortby("reference_time")
+
+
+def join(parts: list[xr.Dataset]) -> xr.Dataset:
+    """Reference times of files of one layout in one dataset; what a part does not have is 0 there."""
+    models = {name: part[name] for part in parts for name in part.variables}
+    filled = []
+    for part in parts:
+        absent = {name: one for name, one in models.items() if name not in part.variables}
+        coordinates = {name: one.variable for name, one in absent.items() if one.dims == (name,)}
+        zeros = {
+            name: xr.Variable(one.dims, np.zeros((part.sizes["reference_time"], *one.shape[1:]), one.dtype))
+            for name, one in absent.items()
+            if name not in coordinates
+        }
+        filled.append(part.assign({**zeros, **coordinates}) if absent else part)
+    return xr.concat(filled, dim="reference_time", combine_attrs="override", data_vars="minimal")
 
 
 def same_layout(one: xr.Dataset, other: xr.Dataset) -> bool:
-    """Whether two files of sums have the same methods, leads and thresholds."""
-    same_methods = one.attrs.get("methods") == other.attrs.get("methods")
-    return same_methods and all(np.array_equal(one[k].values, other[k].values) for k in ("lead", "threshold"))
+    """Whether two files of sums were made for the same methods by the same rules."""
+    return all(one.attrs.get(key) == other.attrs.get(key) for key in ("methods", "rules"))
+
+
+def write(data: xr.Dataset, path: Path) -> str:
+    """Write a file of sums; returns its content digest."""
+    return packing.write(data, path, whole=True)
 
 
 def read(path: Path) -> xr.Dataset:
@@ -88,51 +141,3 @@ def read(path: Path) -> xr.Dataset:
     if int(data.attrs.get("format_version", -1)) != FORMAT_VERSION:
         raise ValueError(f"{path} has score format {data.attrs.get('format_version')}, expected {FORMAT_VERSION}")
     return data
-
-
-def score_table(data: xr.Dataset) -> pd.DataFrame:
-    """Scores over all reference times of ``data``: one row per method, pixel set, lead and threshold.
-
-    Columns: method, pixel_set, lead_minutes, threshold_mm_h, csi, pod, far, hss, bias, mse, mae, correlation (these
-    three in units of pixels and independent of the threshold), pairs, coverage (pairs of ``common`` per observed
-    pair), observed_events, forecasts.
-    """
-    methods = str(data.attrs["methods"]).split()
-    total = data[list(COUNTS + MOMENTS)].sum("reference_time")
-    contributed = data["observed"].sum("reference_time").values
-    rows = []
-    for m, method in enumerate(methods):
-        for p, pixel_set in enumerate(PIXEL_SETS):
-            part = total.isel(method=m, pixel_set=p)
-            everything = total["pairs"].isel(method=m, pixel_set=PIXEL_SETS.index("all_observed")).values
-            moments = {name: part[name].values for name in MOMENTS}
-            for t, threshold in enumerate(data["threshold"].values):
-                h, s, f, c = (part[name].values[:, t] for name in COUNTS)
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "method": method,
-                            "pixel_set": pixel_set,
-                            "lead_minutes": data["lead"].values,
-                            "threshold_mm_h": threshold,
-                            "csi": scores.csi(h, s, f),
-                            "pod": scores.pod(h, s),
-                            "far": scores.far(h, f),
-                            "hss": scores.hss(h, s, f, c),
-                            "bias": scores.frequency_bias(h, s, f),
-                            "mse": scores.mean(moments["squared_error"], moments["pairs"]),
-                            "mae": scores.mean(moments["absolute_error"], moments["pairs"]),
-                            "correlation": scores.correlation(
-                                moments["product"],
-                                moments["forecast_square"],
-                                moments["observed_square"],
-                                moments["pairs"],
-                            ),
-                            "pairs": moments["pairs"].astype(np.int64),
-                            "coverage": scores.mean(moments["pairs"], everything),
-                            "observed_events": h + s,
-                            "forecasts": contributed,
-                        }
-                    )
-                )
-    return pd.concat(rows, ignore_index=True)

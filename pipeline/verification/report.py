@@ -1,30 +1,34 @@
-"""The verification report: one self-contained HTML page, and the scores as CSV beside it."""
+"""The verification report: one self-contained HTML page, and every score as CSV beside it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
-import xarray as xr
 
 from pipeline import catalog as tables
-from pipeline import product, times
+from pipeline import times
 from pipeline.catalog import Catalog, Row
-from pipeline.domain import DRIZZLE_FLOOR_MM_H, Domain
-from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable
+from pipeline.domain import Domain
+from pipeline.errors import NotForecast, SettingsError
 from pipeline.frames.archive import Archive
-from pipeline.frames.grayscale import NO_COVERAGE, Frame, Pixels, rate_table
-from pipeline.grids import Grid
 from pipeline.storage import Store
-from pipeline.verification import figures, files
+from pipeline.verification import figures, scores, summary
+from pipeline.verification.cases import Case, cases
+from pipeline.verification.pairs import FAINT_DBZ
+from pipeline.verification.period import Verified, read_period
+from pipeline.verification.rules import Rules, rules_of
+from pipeline.verification.tables import COLUMNS, Estimate, estimates, score_table
 from pipeline.version import software_version
 
-CASE_LEADS_MINUTES = (10, 30, 60, 120)
 TABLE_LEADS_MINUTES = (10, 30, 60, 120)
+FIELD_FIGURES = ("mae", "mse", "rain_mse", "correlation", "rain_ratio")
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class WrittenReport:
     """Where the report lies, and the scores behind it.
 
     Attributes:
-        tables: model key -> score table over the whole period.
+        summary: its sentences.
+        tables: name -> score table over the whole period.
     """
 
     page: Path
     scores: Path
+    summary: list[str]
     tables: dict[str, pd.DataFrame]
 
 
@@ -48,49 +54,70 @@ def write_report(
     end: datetime | None,
     out: Path | None,
     now: datetime,
+    pair: tuple[str, str] | None = None,
 ) -> WrittenReport:
     """Write ``DOMAIN_START_END.html`` and ``.csv``; without times over all that the catalog knows.
 
+    Args:
+        pair: the two methods that the summary compares; default: the forecast and optical flow.
+
     Raises:
         NotForecast: the catalog knows no cycle of the domain in the period.
-        SettingsError: the archive was made with other settings.
+        SettingsError: the archive was made with other settings, or no scores are of both methods of the pair.
     """
-    Archive(store, domain).source()  # scores of other settings do not belong on this domain's page
+    source = Archive(store, domain).source()  # scores of other settings do not belong on this domain's page
     cycles = _cycles(catalog, domain, start, end)
     if not cycles:
         raise NotForecast(f"no forecast of {domain.name} in the period; run `nowcast backfill {domain.name}` first")
     first, last = (tables.from_seconds(cycles[n]["reference_time"]) for n in (0, -1))
-    sums = _sums(store, catalog, domain, cycles)
-    score_tables = {key: files.score_table(data) for key, data in sums.items()}
-    flat = [table.assign(domain=domain.name, model=key) for key, table in score_tables.items()]
+    found = read_period(store, catalog, domain, first, last)
+    if pair is not None:
+        found = _with_pair(found, pair, domain)
+    start, end = start or first, end or last
+    before = read_period(store, catalog, domain, start - (end - start) - domain.cadence, start - domain.cadence)
     folder = out or store.report(domain.name)
-    stem = f"{domain.name}_{times.compact(first)}_{times.compact(last)}"
+    stem = f"{domain.name}_{times.compact(first)}_{times.compact(last)}" + (
+        "" if pair is None else "_" + "_".join(pair)
+    )
     csv, page = folder / f"{stem}.csv", folder / f"{stem}.html"
-    columns = ["domain", "model"]
-    everything = pd.concat(flat, ignore_index=True) if flat else pd.DataFrame(columns=columns)
-    everything = everything[columns + [c for c in everything.columns if c not in columns]]
+    score_tables = {one.name: score_table(one, domain.cadence_minutes, SEED) for one in found}
+    everything = pd.concat(score_tables.values(), ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
+    everything.insert(0, "domain", domain.name)
     with store.publish(csv) as temporary:
         everything.to_csv(temporary, index=False, float_format="%.6g")
-    sections = [_model_section(key, table, sums[key]) for key, table in score_tables.items()]
-    case = _case(domain, store, cycles)
+    span = f"the period before ({times.iso(start - (end - start) - domain.cadence)} to {times.iso(start)})"
+    sections = [_section(domain, one, before, span, pair, whole=n == 0) for n, one in enumerate(found)]
+    said = _issued(domain, cycles) + (sections[0]["summary"] if sections else [])
+    shown = cases(domain, store, catalog, found[0]) if found else []
+    rules = None if source is None else rules_of(domain, source)
+    text = _page(domain, catalog, cycles, (first, last), said, sections, shown, rules, now)
     with store.publish(page) as temporary:
-        text = _page(domain, catalog, cycles, first, last, sections, case, now)
         temporary.write_text(text, encoding="utf-8")
-    return WrittenReport(page, csv, score_tables)
+    return WrittenReport(page, csv, said, score_tables)
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
     """CSI on the common pixels for people: one row per lead and threshold, one column per method."""
-    part = table[(table.pixel_set == "common") & table.lead_minutes.isin(_nearest_leads(table, TABLE_LEADS_MINUTES))]
+    part = table[(table.pixel_set == "common") & (table.score == "csi") & (table.versus == "")]
+    leads = np.sort(part.lead_minutes.unique())
+    part = part[part.lead_minutes.isin(leads[summary.nearest(leads, TABLE_LEADS_MINUTES)])]
     wide = part.pivot_table(
-        index=["lead_minutes", "threshold_mm_h"], columns="method", values="csi", sort=False, dropna=False
+        index=["lead_minutes", "threshold_mm_h"], columns="method", values="value", sort=False, dropna=False
     )
     return wide[list(dict.fromkeys(part.method))].sort_index()
 
 
-def _nearest_leads(table: pd.DataFrame, wanted: tuple[int, ...]) -> list[int]:
-    leads = np.sort(table.lead_minutes.unique())
-    return sorted({int(leads[np.abs(leads - w).argmin()]) for w in wanted})
+def _with_pair(found: Sequence[Verified], pair: tuple[str, str], domain: Domain) -> list[Verified]:
+    if pair[0] == pair[1]:
+        raise SettingsError(f"the two methods to compare are the same, {pair[0]!r}")
+    both = [one for one in found if set(pair) <= set(one.methods)]
+    if not both:
+        known = "; ".join(f"{one.name}: {', '.join(one.methods)}" for one in found) or "nothing verified"
+        raise SettingsError(
+            f"no scores of {pair[0]!r} and {pair[1]!r} on the same pixels for {domain.name} in the period; "
+            f"there are {known}"
+        )
+    return both
 
 
 def _cycles(catalog: Catalog, domain: Domain, start: datetime | None, end: datetime | None) -> list[Row]:
@@ -103,169 +130,231 @@ def _cycles(catalog: Catalog, domain: Domain, start: datetime | None, end: datet
     return catalog.read(query.order_by(c.reference_time, c.kind, c.revision))
 
 
-def _sums(store: Store, catalog: Catalog, domain: Domain, cycles: list[Row]) -> dict[str, xr.Dataset]:
-    """Sums of the cycles' reference times, per kind, model and layout (methods, leads, thresholds).
-
-    Raises:
-        StoreUnavailable: a file of sums is missing or damaged.
-    """
-    wanted = {(row["kind"], row["reference_time"]) for row in cycles}
-    s = tables.scores.c
-    found: dict[str, list[xr.Dataset]] = {}
-    for row in catalog.read(sa.select(tables.scores).where(s.domain == domain.name).order_by(s.kind, s.model, s.day)):
-        try:
-            data = files.read(store.root / row["path"])
-        except (OSError, ValueError) as err:
-            raise StoreUnavailable(f"{row['path']}: {err}; remove it and run `nowcast catalog rebuild`") from err
-        keep = [(row["kind"], int(t)) in wanted for t in data["reference_time"].values]
-        if any(keep):
-            name = f"{row['model']} ({row['kind']})"
-            while name in found and not files.same_layout(found[name][0], data):
-                name += ", other settings"
-            found.setdefault(name, []).append(data.isel(reference_time=keep))
-    joined = {
-        key: xr.concat(parts, dim="reference_time", combine_attrs="override", data_vars="minimal")
-        for key, parts in found.items()
-    }
-    return dict(sorted(joined.items(), key=lambda item: -item[1].sizes["reference_time"]))
+def _issued(domain: Domain, cycles: list[Row]) -> list[str]:
+    """What was issued, and how much of it could be verified."""
+    published = [row for row in cycles if row["state"] == "published"]
+    kinds = Counter(row["kind"] for row in published)
+    by = Counter(row["method"] for row in published)
+    skipped = len(cycles) - len(published)
+    fallbacks = sum(1 for row in published if row["reason"])
+    said = "1 forecast was published" if len(published) == 1 else f"{len(published)} forecasts were published"
+    if published:
+        said += f" ({_listed(kinds)}): {', '.join(f'{n} by {method}' for method, n in by.most_common())}"
+    said += f"; {skipped} cycles issued none" * bool(skipped)
+    said += f"; {fallbacks} are not by the model {domain.model_name} but by a fallback" * bool(fallbacks)
+    verified = Counter(row["verified"] or "not yet" for row in published)
+    return [said + ".", f"Verified: {_listed(verified)}."] if published else [said + "."]
 
 
-def _case(domain: Domain, store: Store, cycles: list[Row]) -> str:
-    """Maps of the fully verified forecast of the model with the most observed rain; empty if there is none."""
-    archive = Archive(store, domain)
-    best: tuple[float, Row] | None = None
-    complete = [row for row in cycles if row["state"] == "published" and row["verified"] == "fully"]
-    complete = [row for row in complete if (store.root / row["path"]).is_file()]
-    by_model = [row for row in complete if row["model_checksum"]] or complete
-    for row in by_model:
-        middle = tables.from_seconds(row["reference_time"]) + (domain.lead_frames // 2) * domain.cadence
-        frame = _observed(archive, middle)
-        rain = 0.0 if frame is None else float((frame.rain > 0).mean())
-        if best is None or rain > best[0]:
-            best = (rain, row)
-    if best is None:
-        return ""
-    row = best[1]
-    path = store.root / row["path"]
-    pixels, state, attrs = product.read_forecast(path, domain)
-    leads = len(pixels)
-    rates = rate_table(domain.zr, domain.scale, float(attrs["drizzle_floor_mm_h"]))
-    reference = tables.from_seconds(row["reference_time"])
-    steps = sorted({min(max(round(m / domain.cadence_minutes), 1), leads) - 1 for m in CASE_LEADS_MINUTES})
-    covered = state[0] != NO_COVERAGE
-
-    def forecast(frames: Pixels | None) -> list[Any]:
-        if frames is None:
-            return [None] * len(steps)
-        return [np.where(covered, rates[frames[n]], np.nan) for n in steps]
-
-    observed = []
-    for n in steps:
-        frame = _observed(archive, reference + (n + 1) * domain.cadence)
-        observed.append(None if frame is None else np.where(frame.observed, rates[frame.rain], np.nan))
-    rows = {"observed": observed, str(attrs["method"]): forecast(pixels)}
-    for name, frames in product.read_baselines(store.baselines(path)).items():
-        rows.setdefault(name, forecast(frames))
-    columns = [f"+{(n + 1) * domain.cadence_minutes} min" for n in steps]
-    return figures.case_maps(rows, columns, _grid(archive), f"{domain.name}, from {times.iso(reference)}")
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.most_common())
 
 
-def _observed(archive: Archive, time: datetime) -> Frame | None:
-    try:
-        return archive.read(time)
-    except DamagedFrame:
-        return None
-
-
-def _grid(archive: Archive) -> Grid:
-    source = archive.source()
-    assert source is not None  # the case was chosen by its observed frames
-    return source.grid
-
-
-def _model_section(key: str, table: pd.DataFrame, data: xr.Dataset) -> dict[str, Any]:
-    common = table[table.pixel_set == "common"]
-    thresholds = sorted(common.threshold_mm_h.unique())
+def _section(
+    domain: Domain, one: Verified, before: list[Verified], span: str, pair: tuple[str, str] | None, whole: bool
+) -> dict[str, Any]:
+    """What the page says of one set of forecasts; all figures only if ``whole``."""
+    found = {e.score: e for e in estimates(one, "common", SEED)}
+    of_all = {e.score: e for e in estimates(one, "all_observed", SEED)}
+    effective = one.effective_forecasts(60 * domain.cadence_minutes)
+    method, other = pair or (one.methods[0], one.methods[1])
+    compared = summary.verdicts(one, found["csi"], method, other)
+    said = [summary.belief(compared), *map(summary.sentence, compared)]
+    said += summary.about_last_frame(one, found["csi"], method)
+    said += summary.about_amount_and_blur(one, method)
+    if whole:
+        said += summary.about_change(compared, _before(one, before, method, other), span)
+    said.append(summary.about_certainty(one, effective))
     return {
-        "name": key,
-        "sentences": sentences(common),
-        "curves": figures.score_curves(common, "csi", thresholds, "CSI (0 to 1, best 1)"),
-        "errors": figures.error_curves(common),
-        "headline": headline(table),
-        "coverage": float(common.coverage.mean()),
-        "forecasts": int(data.sizes["reference_time"]),
+        "name": one.name,
+        "methods": one.methods,
+        "summary": said,
+        "figures": _figures(one, found, whole),
+        "tables": [
+            ("Common pixels: observation and every method have a value", _csi_rows(one, found["csi"])),
+            ("All observed pixels: a missing forecast counts as dry", _csi_rows(one, of_all["csi"])),
+        ],
+        "counted": _counted(one, effective),
+        "forecasts": len(one.reference_times),
+        "whole": whole,
     }
 
 
-def sentences(common: pd.DataFrame) -> list[str]:
-    """Who was best, said plainly, for two thresholds and two lead times that the table has."""
-    methods = list(dict.fromkeys(common.method))
-    said = []
-    thresholds = [t for t in (0.5, 5.0) if t in set(common.threshold_mm_h)] or [common.threshold_mm_h.min()]
-    for threshold in thresholds:
-        for lead in _nearest_leads(common, (30, 60)):
-            here = common[(common.threshold_mm_h == threshold) & (common.lead_minutes == lead)]
-            part = here.set_index("method").csi
-            if not here.pairs.any():
-                said.append(
-                    f"{lead} min, {threshold:g} mm/h: no pixel where {', '.join(methods)} and the observation "
-                    "all have a value; nothing to compare."
-                )
-                continue
-            if part.isna().all():
-                said.append(f"{lead} min, {threshold:g} mm/h: no event was observed or forecast; nothing to measure.")
-                continue
-            values = ", ".join(f"{m} {_number(part[m])}" for m in methods)
-            highest = [str(m) for m in methods if part[m] == part.max()]
-            verdict = f"{highest[0]} is highest" if len(highest) == 1 else f"{' and '.join(highest)} are equal"
-            said.append(f"{lead} min, {threshold:g} mm/h: CSI {values}; {verdict}.")
-    return said
+def _before(one: Verified, before: list[Verified], method: str, other: str) -> list[summary.Verdict]:
+    same = [b for b in before if b.model == one.model and b.kind == one.kind and {method, other} <= set(b.methods)]
+    if not same:
+        return []
+    csi = next(e for e in estimates(same[0], "common", SEED) if e.score == "csi")
+    return summary.verdicts(same[0], csi, method, other)
+
+
+def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tuple[str, str, str]]:
+    """Title, caption and picture of each figure."""
+    shade = "Shaded: 95 % intervals."
+    made = [
+        ("Critical success index against lead time", shade, figures.against_lead(found["csi"], one, "CSI (best 1)")),
+    ]
+    if not whole:
+        return made
+    made += [
+        (
+            "Performance diagram",
+            "Upper right is best. Grey curves: CSI; dotted lines: frequency bias 0.5, 1 and 2. Numbers: mm/h.",
+            figures.performance_diagram(found, one),
+        ),
+        ("Frequency bias", f"1 is best. {shade}", figures.against_lead(found["bias"], one, "frequency bias")),
+        (
+            "Fractions skill score by scale",
+            f"How good if rain may be displaced within the neighbourhood. {shade}",
+            figures.fss_by_scale(found["fss"], one),
+        ),
+        (
+            "Spectra: structure that is left",
+            "Power relative to the observation; below 1 the forecast is smoother. Grey: showers, 4 to 16 km.",
+            figures.spectra(one),
+        ),
+    ]
+    made.append(("Errors, correlation and amount of rain", shade, figures.errors(found, one, FIELD_FIGURES)))
+    if "bin_pairs" in one.blocks:
+        text = "Left: on the diagonal a probability means what it says. Right: ROC, upper left is best."
+        made.append(("Reliability of probabilities", text, figures.reliability(one)))
+    return made
+
+
+def _csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
+    rows = []
+    for lead in summary.nearest(one.axes["lead"], TABLE_LEADS_MINUTES):
+        for t, threshold in enumerate(one.axes["threshold"]):
+            values = csi.value[:, lead, t]
+            best = np.nan if np.isnan(values).all() else np.nanmax(values)
+            cells = [
+                (_number(values[m]), _span(csi.low[m, lead, t], csi.high[m, lead, t]), bool(values[m] == best))
+                for m in range(len(one.methods))
+            ]
+            rows.append({"lead": int(one.axes["lead"][lead]), "threshold": f"{threshold:g}", "cells": cells})
+    return rows
+
+
+def _counted(one: Verified, effective: scores.Scores) -> list[tuple[str, ...]]:
+    """Per lead time: forecasts, independent ones, pairs of both sets, share of the common ones."""
+    pairs, coverage = one.total["pairs"][0], one.coverage()
+    return [
+        (
+            f"{one.axes['lead'][n]}",
+            f"{one.total['observed'][n]}",
+            "not measured" if np.isnan(effective[n]) else f"{effective[n]:.0f}",
+            f"{int(pairs[n, 0]):,}",
+            f"{int(pairs[n, 1]):,}",
+            "not measured" if np.isnan(coverage[n]) else f"{100 * coverage[n]:.1f} %",
+        )
+        for n in summary.nearest(one.axes["lead"], TABLE_LEADS_MINUTES)
+    ]
 
 
 def _number(value: float) -> str:
     return "not measured" if np.isnan(value) else f"{value:.3f}"
 
 
+def _span(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+
+
+def rules_text(domain: Domain, rules: Rules) -> list[str]:
+    """The rules of the verification, for the page."""
+    windows = ", ".join(
+        f"{high} x {wide} cells ({km:.3g} km)" for (high, wide), km in zip(rules.windows, rules.scales_km, strict=True)
+    )
+    rows_km, columns_km = rules.grid.ground_spacing_km
+    faint = (
+        f"Pairs whose observation shows echo below {FAINT_DBZ:.1f} dBZ, but not none, take no part (rule of HKO-7)."
+        if rules.ignore_faint_echo
+        else "Faint observed echo counts like any other (the rule of HKO-7, which leaves it out, is off)."
+    )
+    return [
+        "An event is a pixel at or above the threshold's own pixel, by the same function for forecast and observation.",
+        "Common pixels: the observation and every compared method have a value. All observed pixels: the observation "
+        "has a value, and a missing forecast counts as dry. The methods compared are part of the name of the scores.",
+        "Cells that were not measured, were filled by advection, or were removed by quality control are never "
+        "observations.",
+        "Hits, misses, false alarms, correct negatives, squared errors and components of the FSS are summed over all "
+        "pixels and forecasts of a lead time; ratios are made last. A ratio with a zero denominator is not measured, "
+        "never 0.",
+        f"Rain below {rules.drizzle_floor_mm_h:g} mm/h is no rain, in forecast and observation. {faint}",
+        f"FSS: fractions of events among the valid cells of a window; a window counts if it lies on the grid and half "
+        f"of its cells are valid. Windows: {windows}; cells are {rows_km:.2f} km from north to south and "
+        f"{columns_km:.2f} km from west to east on the ground, at the middle of the grid.",
+        "Spectra: of reflectivity (dB above the bottom of the scale) on the common pixels, no echo elsewhere, in bands "
+        "of a third of an octave.",
+        "MSE, MAE and correlation are in units of 0-255 pixels; the correlation is un-centred (Wu 2019). B-MSE and "
+        "B-MAE are those of HKO-7: weights 2, 5, 10 and 30 from 2, 5, 10 and 30 mm/h observed, summed over a frame in "
+        "units of 0-1. Rainfall errors are in mm/h.",
+        "Intervals: 95 % percentile intervals of 1000 draws of whole hours, the same hours for every method (seed "
+        f"{SEED}); none with fewer than 6 hours. Better or worse is said only where the interval of the difference "
+        "leaves out 0.",
+        "Effective forecasts: n (1 - r) / (1 + r), where r is the correlation, from one forecast to the next, of the "
+        "difference in CSI between the first two methods at the lowest threshold (Wilks 2011).",
+        f"Z = {domain.zr.a:g} R^{domain.zr.b:g}; pixels 0 to 255 are {rules.scale_dbz[0]:g} to "
+        f"{rules.scale_dbz[1]:g} dBZ.",
+    ]
+
+
 def _page(
     domain: Domain,
     catalog: Catalog,
     cycles: list[Row],
-    first: datetime,
-    last: datetime,
+    period: tuple[datetime, datetime],
+    said: list[str],
     sections: list[dict[str, Any]],
-    case: str,
+    shown: list[Case],
+    rules: Rules | None,
     now: datetime,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, select_autoescape
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2"]))
-    environment.filters["number"] = _number
     published = [row for row in cycles if row["state"] == "published"]
+    first, last = period
     return environment.get_template("report.html.j2").render(
         domain=domain,
         first=times.iso(first),
         last=times.iso(last),
-        published=len(published),
-        by_method=Counter(row["method"] for row in published),
-        kinds=Counter(row["kind"] for row in published),
+        said=said,
         fallbacks=Counter(row["reason"] for row in published if row["reason"]),
-        skipped=[
-            (times.iso(tables.from_seconds(row["reference_time"])), row["reason"])
-            for row in cycles
-            if row["state"] == "skipped"
+        skipped=[(_when(row), row["reason"]) for row in cycles if row["state"] == "skipped"],
+        unverified=[
+            (_when(row), row["kind"], row["verified"] or "not yet", row["verified_reason"] or "not asked for yet")
+            for row in published
+            if row["verified"] != "fully"
         ],
-        unverified=Counter(row["verified"] or "not yet" for row in published),
-        quarantined=_quarantined(catalog, domain, first, last),
+        quarantined=_quarantined(catalog, domain, first, last + domain.horizon),
         sections=sections,
-        case=case,
-        floor=f"{DRIZZLE_FLOOR_MM_H:g}",
+        cases=shown,
+        rules=[] if rules is None else rules_text(domain, rules),
         made=times.iso(now),
         version=software_version(),
     )
 
 
+def _when(row: Row) -> str:
+    return times.iso(tables.from_seconds(row["reference_time"]))
+
+
 def _quarantined(catalog: Catalog, domain: Domain, first: datetime, last: datetime) -> list[str]:
     v = tables.volumes.c
-    inside = v.nominal_time.between(times.seconds(first), times.seconds(last + domain.horizon))
+    inside = v.nominal_time.between(times.seconds(first), times.seconds(last))
     query = sa.select(v.reason).where(v.domain == domain.name, v.state == "quarantined", inside).order_by(v.key)
     return [row["reason"] for row in catalog.read(query)]
+
+
+def last_whole(period: str, now: datetime) -> tuple[datetime, datetime]:
+    """The last day, week (from Monday) or month that is over, UTC, both ends included."""
+    today = times.day_of(now)
+    if period == "day":
+        start, end = today - timedelta(days=1), today
+    elif period == "week":
+        end = today - timedelta(days=today.weekday())
+        start = end - timedelta(days=7)
+    else:
+        end = today.replace(day=1)
+        start = (end - timedelta(days=1)).replace(day=1)
+    return start, end - timedelta(seconds=1)

@@ -3,32 +3,34 @@
 import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import sqlalchemy as sa
 import xarray as xr
 
 from pipeline import catalog as tables
-from pipeline import packing, product, times
-from pipeline.catalog import Catalog, Lease, Row
+from pipeline import times
+from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import DamagedFrame, LeaseLost
+from pipeline.errors import DamagedFrame, LeaseLost, NotForecast
 from pipeline.frames.archive import Archive
-from pipeline.frames.grayscale import NO_COVERAGE, pixel_of_rate
+from pipeline.frames.grayscale import Frame
 from pipeline.ingest import forget_damaged
 from pipeline.storage import Store
-from pipeline.verification import files
-from pipeline.verification.sums import PIXEL_SETS, PairSums, pair_sums
+from pipeline.verification import compared, files
+from pipeline.verification.rules import Rules, pixel_tables, rules_of
+from pipeline.verification.scoring import Compared, Scorer
 
 log = logging.getLogger(__name__)
 
 # scoring the forecasts of a day takes seconds to minutes
 LEASE_PATIENCE_S = 600.0
+# changes whenever sums come to mean something else
+METHOD_VERSION = 1
 
 
 @dataclass
@@ -40,6 +42,48 @@ class VerifyResult:
     waiting: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Due:
+    """A forecast whose sums may have to be made.
+
+    Attributes:
+        label: what to call it in a message.
+        digest: of all that its sums depend on.
+        load: reads it and what it is compared with.
+        row: of the catalog, to be marked; None for a forecast of somebody else.
+    """
+
+    reference_time: datetime
+    label: str
+    digest: str
+    load: Callable[[], list[Compared]]
+    row: Row | None = None
+
+
+class Observations:
+    """Frames of a domain as observations, each read once while neighbouring forecasts need it."""
+
+    def __init__(self, domain: Domain, archive: Archive, catalog: Catalog) -> None:
+        self.domain, self.archive, self.catalog = domain, archive, catalog
+        self._kept: OrderedDict[datetime, Frame | None] = OrderedDict()
+
+    def of(self, reference_time: datetime) -> list[Frame | None]:
+        """The frame of each lead time; None where none came."""
+        return [self._read(time) for time in valid_times(self.domain, reference_time)]
+
+    def _read(self, time: datetime) -> Frame | None:
+        if time not in self._kept:
+            try:
+                self._kept[time] = self.archive.read(time)
+            except DamagedFrame as err:
+                log.warning("%s", err)
+                forget_damaged(self.archive, self.catalog, self.domain, time)
+                self._kept[time] = None
+            while len(self._kept) > 2 * self.domain.lead_frames:
+                self._kept.popitem(last=False)
+        return self._kept[time]
 
 
 def verify(
@@ -57,210 +101,217 @@ def verify(
     """
     result = VerifyResult()
     archive = Archive(store, domain)
-    checksums = _frame_checksums(catalog, domain, start, end)
-    due: dict[Path, list[tuple[Row, str]]] = defaultdict(list)
-    for row in _published(catalog, domain, start, end):
-        digest = _observations_digest(domain, row, checksums)
-        if digest is None:
-            result.waiting += 1
-            if not row["verified_reason"]:
-                _mark(catalog, [row | {"verified_reason": "no observation of its lead times has arrived"}])
-            continue
+    source = archive.source()
+    rows = published(catalog, domain, start, end)
+    if source is None:
+        result.waiting = len(rows)
+        return result
+    scorer = SumsFiles(domain, store, catalog, archive, rules_of(domain, source), result)
+    by_file: dict[tuple[Path, str], list[Row]] = defaultdict(list)
+    for row in rows:
         day = times.day_of(tables.from_seconds(row["reference_time"]))
-        path = store.scores(domain.name, row["kind"], model_key(row), day)
-        if digest == row["observations_digest"] and path.is_file() and path.stat().st_size:
-            result.unchanged += 1
-        else:
-            due[path].append((row, digest))
-    total = sum(map(len, due.values()))
-    reset: list[datetime] = []
-    for path, rows in due.items():
-        with catalog.lease(f"scores/{store.relative(path)}", LEASE_PATIENCE_S) as lease:
-            if lease is None:
-                result.failed.append((store.relative(path), "another process works on these scores"))
-                continue
-            before = result.scored + len(result.failed)
+        by_file[store.scores(domain.name, row["kind"], compared.scores_key(row, domain), day), row["kind"]].append(row)
+    checksums = frame_checksums(catalog, domain, start, end)
+    work: list[tuple[Path, list[Row]]] = []
+    for (path, _), of_file in by_file.items():
+        due = [row for row in of_file if _is_due(scorer, row, checksums, path)]
+        if due:
+            work.append((path, due))
+    total = sum(len(due) for _, due in work)
+    for path, due in work:
+        before = result.scored + len(result.failed)
 
-            def show(n: int, before: int = before) -> None:
-                progress(before + n, total)
+        def show(n: int, before: int = before) -> None:
+            progress(before + n, total)
 
-            try:
-                if _verify_file(domain, store, catalog, archive, lease, path, rows, result, show):
-                    reset.append(times.day_of(tables.from_seconds(rows[0][0]["reference_time"])))
-            except LeaseLost as err:
-                result.failed.append((store.relative(path), str(err)))
-    if reset:  # a file of other thresholds or leads, or a damaged one, was replaced: its other forecasts are due again
-        first, last = min(start, min(reset)), max(end, max(reset) + timedelta(days=1))
-        again = verify(domain, store, catalog, first, last, progress)
-        result.scored, result.unchanged = result.scored + again.scored, again.unchanged - result.scored
-        result.failed += again.failed
+        def items(whole: bool, due: list[Row] = due) -> list[Due]:
+            if not whole:
+                return [item for row in due if (item := scorer.due(row, checksums)) is not None]
+            # the file is made anew: all forecasts that belong in it
+            day = times.day_of(tables.from_seconds(due[0]["reference_time"]))
+            rows = [
+                row
+                for row in published(catalog, domain, day, day.replace(hour=23, minute=59, second=59))
+                if row["kind"] == due[0]["kind"] and compared.model_key(row) == compared.model_key(due[0])
+            ]
+            known = frame_checksums(catalog, domain, day, day.replace(hour=23, minute=59, second=59))
+            return [item for row in rows if (item := scorer.due(row, known)) is not None]
+
+        first = due[0]
+        scorer.score(
+            path,
+            first["kind"],
+            compared.scores_key(first, domain),
+            compared.methods_of(first, domain),
+            items,
+            show,
+        )
     return result
 
 
-def model_key(row: Row) -> str:
-    """Name under which forecasts are scored together: the method, with the checksum of its weights."""
-    checksum = row["model_checksum"][:8]
-    return f"{row['method']}-{checksum}" if checksum else str(row["method"])
+def _is_due(scorer: "SumsFiles", row: Row, checksums: dict[int, str], path: Path) -> bool:
+    """Whether the sums of a forecast may have to be made; one without observations is marked as waiting."""
+    item, result = scorer.due(row, checksums), scorer.result
+    if item is None:
+        result.waiting += 1
+        if not row["verified_reason"]:
+            scorer.mark([row | {"verified_reason": "no observation of its lead times has arrived"}])
+        return False
+    if item.digest == row["observations_digest"] and path.is_file() and path.stat().st_size:
+        result.unchanged += 1
+        return False
+    return True
 
 
-def _verify_file(
-    domain: Domain,
-    store: Store,
-    catalog: Catalog,
-    archive: Archive,
-    lease: Lease,
-    path: Path,
-    rows: list[tuple[Row, str]],
-    result: VerifyResult,
-    progress: Callable[[int], None],
-) -> int:
-    """Score the forecasts of one file; returns how many others of it must be scored again."""
-    made, marked = [], []
-    methods: list[str] = []
-    for n, (row, digest) in enumerate(rows):
-        progress(n)
-        try:
-            sums, methods = _score(domain, store, catalog, archive, row)
-        except (OSError, ValueError, KeyError) as err:
-            log.warning("cannot verify %s: %s", row["path"], err)
-            result.failed.append((row["path"], str(err)))
-            continue
-        missing = [
-            times.iso(valid) for valid, came in zip(_valid_times(domain, row), sums.observed, strict=True) if not came
-        ]
-        made.append(sums)
-        marked.append(
-            row
-            | {
-                "verified": "partly" if missing else "fully",
-                "verified_reason": f"no observation at {', '.join(missing)}" if missing else "",
-                "observations_digest": digest,
-            }
+class SumsFiles:
+    """Makes the files of sums of one domain by one set of rules."""
+
+    def __init__(
+        self, domain: Domain, store: Store, catalog: Catalog, archive: Archive, rules: Rules, result: VerifyResult
+    ) -> None:
+        self.domain, self.store, self.catalog, self.archive = domain, store, catalog, archive
+        self.rules, self.result = rules, result
+        self._scorer = Scorer(rules, pixel_tables(domain, rules))
+        self._observations = Observations(domain, archive, catalog)
+        self._rules_json = rules.to_json()
+
+    def due(self, row: Row, checksums: dict[int, str]) -> Due | None:
+        """A published forecast; None if no observation of it has arrived."""
+        time = tables.from_seconds(row["reference_time"])
+        methods = compared.methods_of(row, self.domain)
+        digest = self.digest([row["content_digest"], row["baselines_digest"]], methods, time, checksums)
+        if digest is None:
+            return None
+        return Due(
+            time,
+            row["path"],
+            digest,
+            lambda: compared.of_product(self.domain, self.store, self.archive, row),
+            row,
         )
-    if not made:
-        return 0
-    leads = [(n + 1) * domain.cadence_minutes for n in range(domain.lead_frames)]
-    new = files.to_dataset(made, methods, leads, list(domain.thresholds_mm_h))
-    old = _standing_scores(path)
-    merged = files.merge(old, new)
-    replaced = path.is_file() and (old is None or not files.same_layout(old, new))
-    with store.new_file(path) as temporary:
-        file_row = {
-            "path": store.relative(path),
-            "domain": domain.name,
-            "kind": rows[0][0]["kind"],
-            "model": model_key(rows[0][0]),
-            "day": times.seconds(times.day_of(tables.from_seconds(rows[0][0]["reference_time"]))),
-            "content_digest": packing.write(merged, temporary),
+
+    def digest(self, forecasts: list[str], methods: list[str], time: datetime, checksums: dict[int, str]) -> str | None:
+        """What the sums of a forecast depend on; None if no observation has arrived."""
+        found = [checksums.get(times.seconds(valid), "") for valid in valid_times(self.domain, time)]
+        if not any(found):
+            return None
+        content = [METHOD_VERSION, forecasts, methods, self._rules_json, found]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def score(
+        self,
+        path: Path,
+        kind: str,
+        key: str,
+        methods: list[str],
+        items: Callable[[bool], list[Due]],
+        progress: Callable[[int], None],
+    ) -> None:
+        """Score what is due of one file and replace it.
+
+        Args:
+            items: gives the forecasts that are due; with True, as the file is lost, damaged or was made for other
+                methods or by other rules, all that belong in it.
+        """
+        name = self.store.relative(path)
+        with self.catalog.lease(f"scores/{name}", LEASE_PATIENCE_S) as lease:
+            if lease is None:
+                self.result.failed.append((name, "another process works on these scores"))
+                return
+            standing = _standing_scores(path)
+            if standing is not None:
+                attrs = standing.attrs
+                if attrs.get("methods") != " ".join(methods) or attrs.get("rules") != self._rules_json:
+                    standing = None
+            known = {} if standing is None else files.digests(standing)
+            made, marked = [], []
+            for n, item in enumerate(items(standing is None)):
+                progress(n)
+                seconds = times.seconds(item.reference_time)
+                observations = self._observations.of(item.reference_time)
+                if known.get(seconds) != item.digest:
+                    try:
+                        forecasts = item.load()
+                        if [one.name for one in forecasts] != methods:
+                            found = ", ".join(one.name for one in forecasts)
+                            raise ValueError(f"{item.label} holds {found}, expected {', '.join(methods)}")
+                        sums = self._scorer.sums(forecasts, observations)
+                    except (OSError, ValueError, KeyError, NotForecast) as err:
+                        log.warning("cannot verify %s: %s", item.label, err)
+                        self.result.failed.append((item.label, str(err)))
+                        continue
+                    made.append(files.ForecastSums(seconds, item.digest, sums))
+                else:
+                    self.result.unchanged += 1
+                if item.row is not None:
+                    marked.append(item.row | self._verdict(item, observations))
+            if not made:
+                self.mark(marked)
+                return
+            merged = files.merge(standing, files.to_dataset(made, methods, self.rules))
+            try:
+                with self.store.new_file(path) as temporary:
+                    row = {
+                        "path": name,
+                        "domain": self.domain.name,
+                        "kind": kind,
+                        "model": key,
+                        "day": times.seconds(times.day_of(tables.from_seconds(made[0].reference_time))),
+                        "content_digest": files.write(merged, temporary),
+                    }
+                    with self.catalog.write() as connection:
+                        lease.check(connection)
+                        self.store.put(temporary, path)
+                        self.catalog.upsert(connection, tables.scores, [row])
+                        self.catalog.upsert(connection, tables.cycles, marked)
+            except LeaseLost as err:
+                self.result.failed.append((name, str(err)))
+                return
+        self.result.scored += len(made)
+        self.result.files.append(name)
+
+    def _verdict(self, item: Due, observations: list[Frame | None]) -> Row:
+        missing = [
+            times.iso(valid)
+            for valid, frame in zip(valid_times(self.domain, item.reference_time), observations, strict=True)
+            if frame is None
+        ]
+        return {
+            "verified": "partly" if missing else "fully",
+            "verified_reason": f"no observation at {', '.join(missing)}" if missing else "",
+            "observations_digest": item.digest,
         }
-        with catalog.write() as connection:
-            lease.check(connection)
-            store.put(temporary, path)
-            catalog.upsert(connection, tables.scores, [file_row])
-            others = _forget_scores(connection, rows[0][0]) if replaced else 0
-            catalog.upsert(connection, tables.cycles, marked)
-    progress(len(rows))
-    result.scored += len(made)
-    result.files.append(store.relative(path))
-    return others - len(made) if replaced else 0
+
+    def mark(self, rows: list[Row]) -> None:
+        """Record what became of forecasts."""
+        with self.catalog.write() as connection:
+            self.catalog.upsert(connection, tables.cycles, rows)
 
 
 def _standing_scores(path: Path) -> xr.Dataset | None:
     try:
         return files.read(path) if path.is_file() else None
     except (OSError, ValueError, KeyError) as err:
-        log.warning("the scores %s are damaged and are made again: %s", path, err)
+        log.warning("the scores %s are damaged, or of another format, and are made again: %s", path, err)
         return None
 
 
-def _forget_scores(connection: sa.Connection, row: Row) -> int:
-    """Mark every forecast of the row's kind, method and day as not verified; returns how many were."""
-    c = tables.cycles.c
-    day = times.day_of(tables.from_seconds(row["reference_time"]))
-    same = sa.and_(
-        c.domain == row["domain"],
-        c.kind == row["kind"],
-        c.method == row["method"],
-        c.model_checksum == row["model_checksum"],
-        c.reference_time.between(times.seconds(day), times.seconds(day) + 86399),
-        c.observations_digest != "",
-    )
-    done = connection.execute(sa.update(tables.cycles).where(same).values(verified="", observations_digest=""))
-    return int(done.rowcount)
-
-
-def _score(
-    domain: Domain, store: Store, catalog: Catalog, archive: Archive, row: Row
-) -> tuple[files.ForecastSums, list[str]]:
-    path = store.root / row["path"]
-    pixels, state, attrs = product.read_forecast(path, domain)
-    if attrs["content_digest"] != row["content_digest"]:
-        raise ValueError(f"{path} is not the product that the catalog recorded ({row['content_digest'][:12]})")
-    if len(pixels) != domain.lead_frames or int(attrs["cadence_minutes"]) != domain.cadence_minutes:
-        raise ValueError(
-            f"{path} has {len(pixels)} leads every {attrs['cadence_minutes']} minutes, the settings now give "
-            f"{domain.lead_frames} every {domain.cadence_minutes}: verify it with the settings it was made with"
-        )
-    baselines = product.read_baselines(store.baselines(path))
-    # a method that issued the product itself is not compared with itself
-    compared = {str(attrs["method"]): pixels, **{k: v for k, v in baselines.items() if k != attrs["method"]}}
-    thresholds = [pixel_of_rate(t, domain.zr, domain.scale) for t in domain.thresholds_mm_h]
-    covered = state != NO_COVERAGE
-    complete = all(values is not None for values in compared.values())
-    observed: list[bool] = []
-    sums: list[list[list[PairSums]]] = [[] for _ in compared]
-    for lead, valid_time in enumerate(_valid_times(domain, row)):
-        try:
-            truth = archive.read(valid_time)
-        except DamagedFrame as err:
-            log.warning("%s", err)
-            forget_damaged(archive, catalog, domain, valid_time)
-            truth = None
-        observed.append(truth is not None)
-        for n, values in enumerate(compared.values()):
-            dry = np.zeros(pixels.shape[-2:], np.uint8)
-            forecast = dry if values is None else np.where(covered[lead], values[lead], dry)
-            seen = np.zeros(dry.shape, bool) if truth is None else truth.observed
-            actual = dry if truth is None else truth.rain
-            common = seen & covered[lead] & complete
-            everything = pair_sums(forecast, actual, seen, thresholds)
-            same = bool((common == seen).all())
-            by_set = {
-                "common": everything if same else pair_sums(forecast, actual, common, thresholds),
-                "all_observed": everything,
-            }
-            sums[n].append([by_set[name] for name in PIXEL_SETS])
-    return files.ForecastSums(row["reference_time"], observed, sums), list(compared)
-
-
-def _published(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
+def published(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
+    """Rows of the forecasts with a reference time in [start, end]."""
     c = tables.cycles.c
     inside = c.reference_time.between(times.seconds(start), times.seconds(end))
     query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", inside)
     return catalog.read(query.order_by(c.reference_time, c.kind, c.revision))
 
 
-def _frame_checksums(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> dict[int, str]:
+def frame_checksums(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> dict[int, str]:
+    """SHA-256 of every frame that a forecast with a reference time in [start, end] may be scored against."""
     f = tables.frames.c
     inside = f.valid_time.between(times.seconds(start), times.seconds(end + domain.horizon))
     rows = catalog.read(sa.select(f.valid_time, f.sha256).where(f.domain == domain.name, inside))
     return {row["valid_time"]: row["sha256"] for row in rows}
 
 
-def _valid_times(domain: Domain, row: Row) -> list[datetime]:
-    reference = tables.from_seconds(row["reference_time"])
-    return [reference + (n + 1) * domain.cadence for n in range(domain.lead_frames)]
-
-
-def _observations_digest(domain: Domain, row: Row, checksums: dict[int, str]) -> str | None:
-    """What the scores of this forecast depend on; None if no observation has arrived."""
-    found = [checksums.get(times.seconds(valid), "") for valid in _valid_times(domain, row)]
-    if not any(found):
-        return None
-    content = [row["content_digest"], row["baselines_digest"], list(domain.thresholds_mm_h), found]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _mark(catalog: Catalog, rows: list[Row]) -> None:
-    with catalog.write() as connection:
-        catalog.upsert(connection, tables.cycles, rows)
+def valid_times(domain: Domain, reference_time: datetime) -> list[datetime]:
+    """The instants that a forecast is for."""
+    return [reference_time + (n + 1) * domain.cadence for n in range(domain.lead_frames)]

@@ -1,76 +1,27 @@
-"""Sums by hand, honest masks, late observations, and the page."""
+"""Which forecasts are scored and when, honest masks, late observations, sums that add up."""
 
 import shutil
 import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import pandas as pd
 import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import nowcast, operations
+from pipeline import operations
 from pipeline.catalog import Catalog, Lease
+from pipeline.errors import SettingsError
 from pipeline.frames.archive import Archive
 from pipeline.packing import read_digest
 from pipeline.storage import Store
-from pipeline.verification import files, report, scores
-from pipeline.verification.sums import pair_sums
+from pipeline.verification import files
+from pipeline.verification.period import read_period
+from pipeline.verification.tables import score_table
 from tests.conftest import NOW, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 STEP = timedelta(minutes=10)
-
-
-def test_counts_and_moments_by_hand():
-    forecast = np.array([[100, 50, 0], [100, 0, 200]], np.uint8)
-    observed = np.array([[100, 0, 60], [40, 0, 99]], np.uint8)
-    valid = np.array([[True, True, True], [True, True, False]])
-    sums = pair_sums(forecast, observed, valid, [50, 100])
-    # at 50: hit (100/100), miss (0/60), false alarms (50/0, 100/40), correct negative (0/0)
-    assert sums.counts[:, 0].tolist() == [1, 1, 2, 1]
-    # at 100, a pixel equal to the threshold is an event
-    assert sums.counts[:, 1].tolist() == [1, 0, 1, 3]
-    pairs, squared, absolute, ff, oo, fo = sums.moments
-    assert pairs == 5
-    assert squared == 50**2 + 60**2 + 60**2
-    assert absolute == 50 + 60 + 60
-    assert (ff, oo, fo) == (100**2 + 50**2 + 100**2, 100**2 + 60**2 + 40**2, 100 * 100 + 100 * 40)
-
-
-def test_nothing_valid_is_not_measured_and_not_zero():
-    empty = pair_sums(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8), np.zeros((2, 2), bool), [50])
-    h, m, f, c = empty.counts[:, 0]
-    assert (h, m, f, c) == (0, 0, 0, 0)
-    for value in (scores.csi(h, m, f), scores.pod(h, m), scores.far(h, f), scores.frequency_bias(h, m, f)):
-        assert np.isnan(value)
-    assert np.isnan(scores.mean(empty.moments[1], empty.moments[0]))
-    assert np.isnan(scores.correlation(0.0, 0.0, 0.0, 0))
-
-
-def test_scores_equal_those_of_the_scores_package():
-    peer = pytest.importorskip("scores.categorical", reason="comparison package; `make test` installs it")
-    import xarray as xr
-
-    rng = np.random.default_rng(0)
-    forecast, observed = rng.integers(0, 256, (2, 60, 70)).astype(np.uint8)
-    valid = rng.random((60, 70)) > 0.2
-    threshold = 138
-    h, m, f, c = pair_sums(forecast, observed, valid, [threshold]).counts[:, 0]
-    as_nan = lambda a: xr.DataArray(np.where(valid, a.astype(float), np.nan), dims=("y", "x"))  # noqa: E731
-    manager = peer.ThresholdEventOperator(default_event_threshold=threshold).make_contingency_manager(
-        as_nan(forecast), as_nan(observed)
-    )
-    table = manager.transform()
-    for ours, theirs in (
-        (scores.csi(h, m, f), table.critical_success_index()),
-        (scores.pod(h, m), table.probability_of_detection()),
-        (scores.far(h, f), table.false_alarm_ratio()),
-        (scores.hss(h, m, f, c), table.heidke_skill_score()),
-        (scores.frequency_bias(h, m, f), table.frequency_bias()),
-    ):
-        assert float(ours) == pytest.approx(float(theirs), rel=1e-9)
 
 
 @pytest.fixture
@@ -87,14 +38,20 @@ def the_sums(settings):
     return path, files.read(path)
 
 
+def the_period(settings, start=T0 - timedelta(days=400), end=NOW):
+    store, catalog = operations.open_root(settings)
+    return read_period(store, catalog, settings.domain("small"), start, end)
+
+
 def test_every_forecast_is_scored_beside_the_last_frame(settings):
     assert backfill(settings).verify.scored == 3
     _, data = the_sums(settings)
     assert data.attrs["methods"] == "optical_flow last_frame"
-    table = files.score_table(data)
-    flow = table[(table.method == "optical_flow") & (table.lead_minutes == 10) & (table.threshold_mm_h == 0.5)]
-    last = table[(table.method == "last_frame") & (table.lead_minutes == 10) & (table.threshold_mm_h == 0.5)]
-    assert (flow.csi.values > last.csi.values).all()  # the rain moves
+    (verified,) = the_period(settings)
+    table = score_table(verified, 10)
+    table = table[(table.score == "csi") & (table.versus == "")]
+    first = table[(table.lead_minutes == 10) & (table.threshold_mm_h == 0.5)].set_index(["method", "pixel_set"]).value
+    assert first["optical_flow", "common"] > first["last_frame", "common"]  # the rain moves
     assert set(table.pixel_set) == {"common", "all_observed"}
     assert (table.forecasts == 3).all() and (table.coverage <= 1).all()
 
@@ -107,7 +64,8 @@ def test_last_frame_scores_are_those_of_the_archived_frames(settings):
     hits = ((now.rain >= 103) & (then.rain >= 103)).sum()  # 103 is the pixel of 0.5 mm/h
     assert int(data["hits"][0, 1, 1, 0, 0]) == hits > 0
     difference = now.rain.astype(float) - then.rain
-    assert float(data["squared_error"][0, 1, 1, 0]) == (difference**2).sum()
+    square = data["forecast_square"] + data["observed_square"] - 2 * data["product"]
+    assert float(square[0, 1, 1, 0]) == (difference**2).sum()
 
 
 def test_late_observations_are_scored_when_they_come_and_only_then(settings):
@@ -125,9 +83,13 @@ def test_late_observations_are_scored_when_they_come_and_only_then(settings):
     path, data = the_sums(settings)
     assert data["observed"].values.tolist() == [[1, 1, 1, 1]]
     before = read_digest(path)
-    with Catalog(settings.catalog).write() as connection:  # verified again from nothing: the same sums
+    with Catalog(settings.catalog).write() as connection:  # a catalog that forgot finds that the sums stand
         connection.execute(sa.update(tables.cycles).values(observations_digest="", verified=""))
-    operations.verify(settings, "small", None, None, NOW)
+    assert operations.verify(settings, "small", None, None, NOW).verify.unchanged == 1
+    (row,) = Catalog(settings.catalog).read(sa.select(tables.cycles))
+    assert row["verified"] == "fully"
+    path.unlink()  # and from nothing the same sums are made
+    assert operations.verify(settings, "small", None, None, NOW).verify.scored == 1
     assert read_digest(path) == before
 
 
@@ -192,21 +154,11 @@ def test_scores_that_another_process_works_on_are_waited_for(settings, monkeypat
     assert operations.verify(settings, "small", None, None, NOW).verify.scored == 1
 
 
-def test_methods_that_are_equal_are_said_to_be_equal():
-    rows = [
-        {"method": m, "pixel_set": "common", "lead_minutes": 30, "threshold_mm_h": 0.5, "csi": 0.0, "pairs": 9}
-        for m in ("convlstm", "optical_flow")
-    ]
-    (said,) = report.sentences(pd.DataFrame(rows))
-    assert said.endswith("convlstm and optical_flow are equal.")
-
-
 def test_a_changed_product_is_not_scored(settings):
     backfill(settings, cycles=2)
     path = settings.root / "products/small/hindcast/2024/06/01/small_20240601T020000Z_r1.nc"
     shutil.copy(path.with_name("small_20240601T021000Z_r1.nc"), path)
-    with Catalog(settings.catalog).write() as connection:
-        connection.execute(sa.update(tables.cycles).values(observations_digest=""))
+    the_sums(settings)[0].unlink()
     report = operations.verify(settings, "small", None, None, NOW)
     assert report.verify.scored == 1
     assert "not the product that the catalog recorded" in report.problems[0]
@@ -228,42 +180,91 @@ def test_unobserved_cells_take_no_part_and_a_missing_forecast_counts_as_dry(sett
     pairs = data["pairs"].values[0, 0]  # (lead, pixel set)
     assert pairs[0].tolist() == [56 * 48, 56 * 64]
     assert pairs[1].tolist() == [64 * 48, 64 * 64]
-    misses = data["misses"].values[0, 0, 1, :, 0]
+    misses = data["misses"].values[0, 0, 1, 0, :]
     truth = archive.read(T0 + 2 * STEP)
     assert misses[1] - misses[0] == (truth.rain[:, :16] >= 103).sum()
 
 
-def test_page_is_self_contained_and_csv_holds_every_score(settings, tmp_path):
-    backfill(settings)
-    written = operations.report(settings, "small", None, None, tmp_path / "out", NOW)
-    page = written.page.read_text()
-    assert written.page.parent == tmp_path / "out"
-    assert "http" not in page.replace("http-equiv", "") and "<script" not in page
-    assert page.count("data:image/png;base64,") == 3
-    for words in ("CSI", "mm/h", "optical_flow", "Rules of this verification", "3 forecasts were published"):
-        assert words in page
-    table = pd.read_csv(written.scores)
-    assert len(table) == 2 * 2 * 4 * 5  # methods, pixel sets, leads, thresholds
-    assert {"csi", "pod", "far", "hss", "bias", "mse", "mae", "correlation"} <= set(table.columns)
+def test_forecasts_of_a_month_added_up_from_days_are_those_added_up_at_once(settings):
+    # three forecasts on either side of midnight: two files
+    start = T0.replace(hour=23, minute=30)
+    operations.backfill(settings, "small", start, start + 5 * STEP, NOW)
+    paths = sorted((settings.root / "verification").rglob("*.nc"))
+    assert len(paths) == 2
+    (verified,) = the_period(settings)
+    whole = files.join([files.read(path) for path in paths])
+    for name in ("hits", "misses", "false_alarms", "correct_negatives"):
+        assert (verified.total[name] == whole[name].values.astype(np.int64).sum(axis=0)).all()
+    for name in ("product", "rain_squared_error", "fraction_product", "power"):
+        assert verified.total[name] == pytest.approx(whole[name].values.sum(axis=0, dtype=np.float64), rel=1e-12)
+    # and in any other order of adding
+    assert sum(len(one.reference_times) for one in (verified,)) == 6
+    halves = [read_part(settings, start, start + 2 * STEP), read_part(settings, start + 3 * STEP, start + 5 * STEP)]
+    assert (halves[0].total["hits"] + halves[1].total["hits"] == verified.total["hits"]).all()
 
 
-def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(settings, tmp_path):
-    # before T0 there is no frame, so that only the last frame can serve
-    operations.ingest(settings, "small", T0, T0 + 4 * STEP, NOW)
+def read_part(settings, start, end):
+    (part,) = the_period(settings, start, end)
+    return part
+
+
+def test_a_score_of_the_past_knows_no_later_observation(settings):
+    backfill(settings, cycles=3)
     store, catalog = operations.open_root(settings)
-    domain = settings.domain("small")
-    nowcast.issue(
-        domain, store, catalog, lambda m: nowcast.load_methods(domain, store, settings, m), [T0], "hindcast", NOW
-    )
-    operations.verify(settings, "small", None, None, NOW)
-    page = operations.report(settings, "small", None, None, tmp_path, NOW).page.read_text()
-    assert "no pixel where last_frame, optical_flow and the observation all have a value" in page
-    assert "no event was observed" not in page
+    known = T0 + 2 * STEP
+    (verified,) = read_period(store, catalog, settings.domain("small"), T0, known, known_by=known)
+    # of leads 10, 20, 30, 40: the first forecast knows two, the second one, the third none
+    assert verified.total["observed"].tolist() == [2, 1, 0, 0]
+    assert (verified.total["pairs"][0, :, 1] > 0).tolist() == [True, True, False, False]
+    assert (verified.total["fraction_observed"][0, 2:] == 0).all()
 
 
-def test_the_page_escapes_what_comes_from_outside(settings, tmp_path):
+def test_faint_echo_is_left_out_only_on_request(settings):
     backfill(settings, cycles=1)
-    with Catalog(settings.catalog).write() as connection:
-        connection.execute(sa.update(tables.cycles).values(reason="<script>alert(1)</script>"))
-    page = operations.report(settings, "small", None, None, tmp_path, NOW).page.read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    path, data = the_sums(settings)
+    other = settings_for(
+        settings.root, synthetic_domain(model="optical_flow", verification={"ignore_faint_echo": True})
+    )
+    assert operations.verify(other, "small", None, None, NOW).verify.scored == 1
+    masked = files.read(path)
+    truth = Archive(Store(settings.root), settings.domain("small")).read(T0 + STEP)
+    faint = (truth.rain > 0) & (truth.rain < 71)
+    assert faint.any()
+    difference = data["pairs"].values[0, 0, 0, 1] - masked["pairs"].values[0, 0, 0, 1]
+    assert difference == (faint & truth.observed).sum()
+    assert operations.verify(settings, "small", None, None, NOW).verify.scored == 1  # and back again
+    assert read_digest(path) == data.attrs["content_digest"]
+
+
+def test_references_of_pysteps_are_compared_on_request_and_made_once(settings, monkeypatch):
+    pytest.importorskip("pysteps", reason="comparison package; `make test` installs it")
+    from pipeline.verification import references
+
+    backfill(settings, cycles=1)
+    asked = settings_for(
+        settings.root, synthetic_domain(model="optical_flow", verification={"references": ["sprog", "anvil"]})
+    )
+    assert operations.verify(asked, "small", None, None, NOW).verify.scored == 1
+    path = settings.root / "verification/small/hindcast/optical_flow.with.anvil.sprog/20240601.nc"
+    data = files.read(path)
+    assert data.attrs["methods"] == "optical_flow last_frame anvil sprog"
+    assert (data["hits"].values[0, 2:, 0, 0] > 0).all()
+    monkeypatch.setattr(references, "_make", None)  # from now on they are read
+    path.unlink()
+    assert operations.verify(asked, "small", None, None, NOW).verify.scored == 1
+    names = {one.model for one in the_period(settings)}
+    assert names == {"optical_flow", "optical_flow.with.anvil.sprog"}
+    store, catalog = operations.open_root(asked)
+    from pipeline.rebuild import rebuild
+
+    assert rebuild([asked.domain("small")], store, catalog).forecasts == 1  # references are no products
+    # without the request the plain scores are still there, and are not made again
+    assert operations.verify(settings, "small", None, None, NOW).verify.scored == 0
+
+
+def test_pysteps_that_is_not_installed_is_a_clear_error(settings, monkeypatch):
+    backfill(settings, cycles=1)
+    monkeypatch.setitem(__import__("sys").modules, "pysteps", None)
+    asked = settings_for(settings.root, synthetic_domain(model="optical_flow", verification={"references": ["sprog"]}))
+    with pytest.raises(SettingsError, match="sprog needs pysteps"):
+        operations.verify(asked, "small", None, None, NOW)

@@ -1,0 +1,308 @@
+"""Nowcasts of somebody else, from CF NetCDF files on the same pixels, scored beside our own."""
+
+import hashlib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from glob import iglob
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipeline import product, times
+from pipeline.catalog import Catalog, Row
+from pipeline.domain import Domain
+from pipeline.errors import BadInput, NotForecast, SettingsError
+from pipeline.frames.archive import Archive
+from pipeline.frames.grayscale import NO_COVERAGE, Pixels, pixel_of_rate, pixel_of_reflectivity, reflectivity_of_rate
+from pipeline.grids import Grid
+from pipeline.storage import Store
+from pipeline.verification import compared
+from pipeline.verification.rules import Rules, pixel_tables, rules_of
+from pipeline.verification.scoring import Compared
+from pipeline.verification.verify import Due, SumsFiles, VerifyResult, frame_checksums, published
+
+log = logging.getLogger(__name__)
+
+MOST_FILES = 100_000
+MOST_BYTES = 2**31
+# what one unit of a rain rate is in mm/h; reflectivity has its own
+RATE_UNITS = {
+    "mm h-1": 1.0,
+    "mm/h": 1.0,
+    "mm hr-1": 1.0,
+    "kg m-2 h-1": 1.0,
+    "mm s-1": 3600.0,
+    "kg m-2 s-1": 3600.0,
+    "m s-1": 3.6e6,
+}
+RATES = ("rainfall_rate", "lwe_precipitation_rate", "rainfall_flux", "precipitation_flux")
+REFLECTIVITY = "equivalent_reflectivity_factor"
+MEMBERS = ("realization", "member", "ens_number", "number", "ensemble")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A foreign forecast: rain rates in mm/h (member, lead, rows, columns), NaN where it has none."""
+
+    reference_time: datetime
+    rates: NDArray[np.float32]
+
+
+def verify_external(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    pattern: str,
+    name: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> VerifyResult:
+    """Score foreign forecasts beside ours of the same reference time and the baselines, on the same pixels.
+
+    Args:
+        pattern: of files, as a shell expands it; ``**`` goes into folders.
+        name: of the method in tables and reports.
+
+    Raises:
+        SettingsError: the name cannot be used, or no file fits the pattern.
+        NotForecast: the archive is empty.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
+        raise SettingsError(f"--name {name!r}: expected up to 40 letters, digits, - and _")
+    paths = sorted(Path(path) for path in islice(iglob(pattern, recursive=True), MOST_FILES))
+    if not paths:
+        raise SettingsError(f"--external {pattern}: no file fits")
+    archive = Archive(store, domain)
+    source = archive.source()
+    if source is None:
+        raise NotForecast(f"{domain.name} has no frame to verify against; run `nowcast ingest {domain.name}` first")
+    result = VerifyResult()
+    rules = rules_of(domain, source)
+    scorer = SumsFiles(domain, store, catalog, archive, rules, result)
+    by_file: dict[tuple[Path, str], list[tuple[Row, Path, datetime]]] = defaultdict(list)
+    for path in paths:
+        try:
+            time = _reference_time(path)
+            row = _ours(domain, catalog, time, name)
+        except (BadInput, OSError, ValueError, KeyError) as err:
+            result.failed.append((str(path), str(err)))
+            continue
+        key = f"{name}.with.{compared.model_key(row)}"
+        by_file[store.scores(domain.name, "external", key, times.day_of(time)), key].append((row, path, time))
+    for (into, key), found in by_file.items():
+        done = result.scored + result.unchanged + len(result.failed)
+        items = [item for one in found if (item := _due(scorer, domain, store, rules, *one, name)) is not None]
+        result.waiting += len(found) - len(items)
+        methods = [name, *compared.methods_of(found[0][0], _plain(domain))]
+        # a file that was made by other rules is made again from what the pattern gives
+        scorer.score(into, "external", key, methods, partial(_all, items), partial(_show, progress, done, len(paths)))
+    return result
+
+
+def _all(items: list[Due], whole: bool) -> list[Due]:
+    return items
+
+
+def _show(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _plain(domain: Domain) -> Domain:
+    """The domain as without references of pysteps, which are not made for this comparison."""
+    return domain.model_copy(update={"verification": domain.verification.model_copy(update={"references": ()})})
+
+
+def _due(
+    scorer: SumsFiles, domain: Domain, store: Store, rules: Rules, row: Row, path: Path, time: datetime, name: str
+) -> Due | None:
+    plain = _plain(domain)
+    methods = [name, *compared.methods_of(row, plain)]
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = frame_checksums(scorer.catalog, domain, time, time)
+    digest = scorer.digest([content, row["content_digest"], row["baselines_digest"]], methods, time, known)
+    if digest is None:
+        return None
+
+    def load() -> list[Compared]:
+        return [read_external(path, domain, rules, name), *compared.of_product(plain, store, scorer.archive, row)]
+
+    return Due(time, str(path), digest, load)
+
+
+def _ours(domain: Domain, catalog: Catalog, time: datetime, name: str) -> Row:
+    """Our forecast of that reference time, issued rather than hindcast."""
+    rows = published(catalog, domain, time, time)
+    if not rows:
+        raise BadInput(
+            f"we have no forecast of {domain.name} from {times.iso(time)} to compare with; `nowcast backfill` makes one"
+        )
+    row = max(rows, key=lambda row: (row["kind"] == "issued", row["revision"]))
+    if name in (row["method"], *compared.BASELINES):
+        raise BadInput(f"the name {name} is that of a method of ours; give another one with --name")
+    return row
+
+
+def read_external(path: Path, domain: Domain, rules: Rules, name: str) -> Compared:
+    """A foreign forecast as pixels at our lead times; an ensemble is compared by its mean, and by its members.
+
+    Raises:
+        BadInput: no rain rate or reflectivity in known units, another grid, or none of our lead times.
+    """
+    own = _own_product(path, domain, name)
+    if own is not None:
+        return own
+    foreign = _read(path, domain, rules)
+    floor = pixel_of_rate(rules.drizzle_floor_mm_h, domain.zr, domain.scale)
+
+    def pixels(rates: NDArray[np.float32]) -> Pixels:
+        made = pixel_of_reflectivity(reflectivity_of_rate(np.nan_to_num(rates), domain.zr), domain.scale)
+        made[made < floor] = 0
+        return made
+
+    valid = np.asarray(~np.isnan(foreign.rates).any(axis=0))
+    if len(foreign.rates) == 1:
+        return Compared(name, pixels(foreign.rates[0]), valid)
+    members = pixels(foreign.rates)
+    thresholds = pixel_tables(domain, rules).thresholds
+    exceedance = np.stack([(members >= t).mean(axis=0, dtype=np.float32) for t in thresholds])
+    mean = pixels(np.where(valid, np.nan_to_num(foreign.rates).mean(axis=0), 0).astype(np.float32))
+    return Compared(name, mean, valid, exceedance, members)
+
+
+def _own_product(path: Path, domain: Domain, name: str) -> Compared | None:
+    """A product of ours, of another root or model, comes back pixel by pixel; None if it is none or does not fit."""
+    try:
+        pixels, state, attrs = product.read_forecast(path, domain)
+    except (OSError, ValueError, KeyError):
+        return None
+    same = attrs.get("domain") == domain.name and int(attrs.get("cadence_minutes", 0)) == domain.cadence_minutes
+    if not same or len(pixels) != domain.lead_frames:
+        return None
+    return Compared(name, pixels, state != NO_COVERAGE)
+
+
+def _open(path: Path) -> xr.Dataset:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise BadInput(f"{path} has {size} bytes, more than {MOST_BYTES} are not read")
+    with path.open("rb") as file:
+        classic = file.read(3) == b"CDF"
+    try:
+        return xr.open_dataset(path, engine="scipy" if classic else "h5netcdf", decode_timedelta=True)
+    except (OSError, ValueError, TypeError) as err:
+        raise BadInput(f"{path} is not a NetCDF file that can be read: {err}") from err
+
+
+def _reference_time(path: Path) -> datetime:
+    with _open(path) as data:
+        for name, variable in data.variables.items():
+            if variable.attrs.get("standard_name") == "forecast_reference_time" or name == "forecast_reference_time":
+                if variable.size != 1:
+                    raise BadInput(f"{path} holds {variable.size} reference times, expected one")
+                stamp = np.asarray(variable.values, "datetime64[s]").astype(np.int64).item()
+                return times.EPOCH + np.timedelta64(stamp, "s").item()
+    raise BadInput(f"{path} has no variable with the standard name forecast_reference_time")
+
+
+def _read(path: Path, domain: Domain, rules: Rules) -> Foreign:
+    reference = _reference_time(path)
+    with _open(path) as data:
+        variable, factor = _rain_variable(data, path)
+        member = next((d for d in variable.dims if str(d) in MEMBERS), None)
+        leads = _lead_minutes(data, variable, reference, path)
+        lead_dim = leads[0]
+        y, x = (d for d in variable.dims if d not in (member, lead_dim))
+        order = (*((member,) if member is not None else ()), lead_dim, y, x)
+        values = np.asarray(variable.transpose(*order).values, np.float32)
+        values = values if member is not None else values[None]
+        values = _north_up(values, data, str(y), str(x), rules.grid, path)
+    wanted = [leads[1].get(minutes) for minutes in rules.leads_minutes]
+    if all(n is None for n in wanted):
+        raise BadInput(f"{path} has none of our lead times ({rules.leads_minutes[0]}, ... minutes)")
+    rates = np.full((len(values), len(wanted), *values.shape[2:]), np.nan, np.float32)
+    for n, at in enumerate(wanted):
+        if at is not None:
+            rates[:, n] = values[:, at]
+    if factor is None:  # reflectivity, by the domain's own relation
+        with np.errstate(over="ignore"):
+            rates = (10 ** ((rates - 10 * np.log10(domain.zr.a)) / (10 * domain.zr.b))).astype(np.float32)
+    else:
+        rates = rates * np.float32(factor)
+        if (rates < 0).any():
+            raise BadInput(f"{path} has negative rain rates, down to {np.nanmin(rates):g} mm/h")
+    return Foreign(reference, rates)
+
+
+def _rain_variable(data: xr.Dataset, path: Path) -> tuple[xr.DataArray, float | None]:
+    """The variable with the rain, and what its unit is in mm/h; None for dBZ."""
+    found: list[tuple[int, xr.DataArray, float | None]] = []
+    for name, variable in data.data_vars.items():
+        standard, units = variable.attrs.get("standard_name"), str(variable.attrs.get("units", ""))
+        if variable.ndim in (3, 4) and standard in (*RATES, REFLECTIVITY):
+            if standard == REFLECTIVITY and units.lower() == "dbz":
+                found.append((1, variable, None))
+            elif units in RATE_UNITS:
+                found.append((0, variable, RATE_UNITS[units]))
+            else:
+                raise BadInput(f"{path}: {name} is in {units!r}, expected dBZ or one of {', '.join(RATE_UNITS)}")
+    if not found:
+        raise BadInput(
+            f"{path} has no variable over time and two axes with a standard name such as {RATES[0]} or {REFLECTIVITY}; "
+            f"it has {', '.join(map(str, data.data_vars)) or 'none'}"
+        )
+    _, variable, factor = min(found, key=lambda one: one[0])
+    return variable, factor
+
+
+def _lead_minutes(
+    data: xr.Dataset, variable: xr.DataArray, reference: datetime, path: Path
+) -> tuple[Any, dict[int, int]]:
+    """The dimension of lead times, and the index of each whole minute."""
+    for dim in variable.dims:
+        values = data[dim].values if dim in data.variables else None
+        if values is None:
+            continue
+        if np.issubdtype(values.dtype, np.datetime64):
+            seconds = values.astype("datetime64[s]").astype(np.int64) - times.seconds(reference)
+        elif np.issubdtype(values.dtype, np.timedelta64):
+            seconds = values.astype("timedelta64[s]").astype(np.int64)
+        else:
+            continue
+        return dim, {int(s) // 60: n for n, s in enumerate(seconds) if s % 60 == 0}
+    raise BadInput(f"{path}: {variable.name} has no axis of times; its axes are {', '.join(map(str, variable.dims))}")
+
+
+def _north_up(
+    values: NDArray[np.float32], data: xr.Dataset, y: str, x: str, grid: Grid, path: Path
+) -> NDArray[np.float32]:
+    """Rows from north to south, columns from west to east, on the domain's own cells.
+
+    Raises:
+        BadInput: another grid; a tenth of a cell is forgiven.
+    """
+    if values.shape[-2:] != grid.shape:
+        rows, columns = values.shape[-2:]
+        raise BadInput(
+            f"{path} is on another grid: {rows} x {columns} cells, the frames have {grid.shape[0]} x {grid.shape[1]}"
+        )
+    for axis, name, wanted, step in ((-2, y, grid.y, grid.dy), (-1, x, grid.x, grid.dx)):
+        if name not in data.variables or data[name].ndim != 1:
+            raise BadInput(f"{path} has no coordinate variable {name}; without it the grid cannot be told")
+        found = data[name].values.astype(np.float64) * (1000.0 if data[name].attrs.get("units") == "km" else 1.0)
+        if abs(found[0] - wanted[0]) > abs(found[-1] - wanted[0]):
+            found, values = found[::-1], np.flip(values, axis)
+        worst = float(np.abs(found - wanted).max())
+        if worst > 0.1 * step:
+            raise BadInput(
+                f"{path} is on another grid: {name} runs from {found[0]:g} to {found[-1]:g}, "
+                f"the frames from {wanted[0]:g} to {wanted[-1]:g}"
+            )
+    return values

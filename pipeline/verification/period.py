@@ -1,0 +1,178 @@
+"""The sums of a period, read from the daily files and added up by blocks of time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipeline import catalog as tables
+from pipeline import times
+from pipeline.catalog import Catalog
+from pipeline.domain import Domain
+from pipeline.errors import StoreUnavailable
+from pipeline.storage import Store
+from pipeline.verification import files
+from pipeline.verification.bootstrap import BLOCK_S, effective_size
+from pipeline.verification.pairs import COUNTS, PIXEL_SETS
+from pipeline.verification.scores import Sums, csi
+
+# what is kept of every single forecast, on the common pixels: to choose cases, and to see how alike neighbours are
+OF_EACH = (*COUNTS, "pairs")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Sums of forecasts that were scored together.
+
+    Attributes:
+        model: what made them, and what else than the baselines they are compared with.
+        kind: issued, hindcast or external.
+        methods: compared, the forecast itself first.
+        axes: values of lead, structure_lead (minutes), threshold (mm/h), scale and band (km), probability_bin.
+        blocks: name -> (block, *dimensions); also ``frames``, the forecasts that have pairs.
+        reference_times: of all forecasts, seconds since 1970, rising.
+        each: name -> (forecast, method, lead[, threshold]) on the common pixels.
+        members: of an ensemble; 0 for others.
+    """
+
+    model: str
+    kind: str
+    methods: tuple[str, ...]
+    axes: dict[str, NDArray[Any]]
+    blocks: Sums
+    reference_times: NDArray[np.int64]
+    each: Sums
+    members: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.model} ({self.kind})"
+
+    @cached_property
+    def total(self) -> Sums:
+        """Sums of the whole period."""
+        return {name: values.sum(axis=0) for name, values in self.blocks.items()}
+
+    @property
+    def block_count(self) -> int:
+        """Blocks in which any forecast was scored."""
+        return len(self.blocks["observed"])
+
+    def coverage(self) -> NDArray[np.float64]:
+        """Share of the observed pairs that is common, per lead."""
+        pairs = self.total["pairs"][0].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(pairs[:, 1] > 0, pairs[:, 0] / pairs[:, 1], np.nan)
+
+    def effective_forecasts(self, cadence_s: int) -> NDArray[np.float64]:
+        """Independent forecasts among those scored, per lead.
+
+        By the difference in CSI, at the lowest threshold, between the first method and the second: what is asked is
+        which is better, and there neighbours resemble each other less than in how wet it was.
+        """
+        hits, misses, alarms = (self.each[name][:, :2, :, 0] for name in ("hits", "misses", "false_alarms"))
+        value = csi(hits, misses, alarms)
+        series = value[:, 0] - value[:, 1]
+        return np.array([effective_size(series[:, n], self.reference_times, cadence_s) for n in range(series.shape[1])])
+
+
+def read_period(
+    store: Store, catalog: Catalog, domain: Domain, start: datetime, end: datetime, known_by: datetime | None = None
+) -> list[Verified]:
+    """Sums of the forecasts with a reference time in [start, end], the most numerous first.
+
+    Forecasts of one model that were scored by other rules, or with other methods, stay apart.
+
+    Args:
+        known_by: leave out the lead times whose observation is of a later time.
+
+    Raises:
+        StoreUnavailable: a file of sums is missing or damaged.
+    """
+    s = tables.scores.c
+    days = s.day.between(times.seconds(times.day_of(start)), times.seconds(end))
+    query = sa.select(tables.scores).where(s.domain == domain.name, days).order_by(s.kind, s.model, s.day)
+    groups: dict[tuple[str, ...], list[xr.Dataset]] = {}
+    for row in catalog.read(query):
+        try:
+            data = files.read(store.root / row["path"])
+        except (OSError, ValueError) as err:
+            raise StoreUnavailable(f"{row['path']}: {err}; `nowcast verify {domain.name}` makes it again") from err
+        when = data["reference_time"].values
+        data = data.isel(reference_time=(when >= times.seconds(start)) & (when <= times.seconds(end)))
+        if data.sizes["reference_time"]:
+            key = (row["kind"], row["model"], str(data.attrs["methods"]), str(data.attrs["rules"]))
+            groups.setdefault(key, []).append(_by_block(data if known_by is None else _until(data, known_by)))
+    found = [_verified(key[1], key[0], key[2].split(), parts) for key, parts in groups.items()]
+    return sorted(found, key=lambda one: -len(one.reference_times))
+
+
+def _until(data: xr.Dataset, known_by: datetime) -> xr.Dataset:
+    """``data`` without what was observed after ``known_by``."""
+    latest = times.seconds(known_by)
+    changed = {}
+    for name, variable in data.variables.items():
+        dim = next((d for d in ("lead", "structure_lead") if d in variable.dims), None)
+        if dim is None or name == dim:
+            continue
+        known = data["reference_time"] + 60 * data[dim] <= latest
+        changed[name] = data[name].where(known, 0).transpose(*variable.dims).astype(variable.dtype)
+    return data.assign(changed)
+
+
+def _by_block(data: xr.Dataset) -> xr.Dataset:
+    """One file: sums of blocks, and what is kept of each forecast."""
+    block = data["reference_time"].values // BLOCK_S
+    first = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
+    found: dict[str, xr.Variable] = {}
+    frames = xr.Variable(data["pairs"].dims, (data["pairs"].values > 0).astype(np.int64))
+    for name, variable in (*((str(k), v) for k, v in data.variables.items()), ("frames", frames)):
+        if name in ("reference_time", "observations_digest", "members"):
+            continue
+        if "reference_time" not in variable.dims:
+            found[name] = variable
+            continue
+        wide = np.float64 if variable.dtype.kind == "f" else np.int64
+        summed = np.add.reduceat(variable.values, first, axis=0, dtype=wide)
+        found[name] = xr.Variable(("block", *variable.dims[1:]), summed)
+    found["reference_time"] = data["reference_time"].variable
+    for name in OF_EACH:
+        common = data[name].isel(pixel_set=PIXEL_SETS.index("common")).variable
+        found[f"each_{name}"] = common
+    if "members" in data:
+        found["each_members"] = data["members"].variable
+    return xr.Dataset(found, attrs=data.attrs)
+
+
+def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Dataset]) -> Verified:
+    names = {str(name) for part in parts for name in part.variables}
+
+    def joined(name: str, dim: str) -> NDArray[Any]:
+        like = next(part[name] for part in parts if name in part)
+        arrays = [
+            part[name].values if name in part else np.zeros((part.sizes[dim], *like.shape[1:]), like.dtype)
+            for part in parts
+        ]
+        return np.concatenate(arrays)
+
+    blocks = {n: joined(n, "block") for n in names if any(n in p and p[n].dims[:1] == ("block",) for p in parts)}
+    each = {n.removeprefix("each_"): joined(n, "reference_time") for n in names if n.startswith("each_")}
+    members = each.pop("members", np.zeros(1, np.int64))
+    axes = ("lead", "structure_lead", "threshold", "scale", "band", "probability_bin")
+    return Verified(
+        model=model,
+        kind=kind,
+        methods=tuple(methods),
+        axes={name: next(p[name].values for p in parts if name in p) for name in axes if name in names},
+        blocks=blocks,
+        reference_times=joined("reference_time", "reference_time"),
+        each=each,
+        members=int(members.max()),
+    )

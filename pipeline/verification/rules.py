@@ -1,0 +1,96 @@
+"""The rules of a verification: what is an event, which windows, which lead times; kept with every file of sums."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.domain import Domain
+from pipeline.frames.archive import FrameSource
+from pipeline.frames.grayscale import pixel_of_rate, pixel_of_reflectivity, rate_table
+from pipeline.grids import Grid
+from pipeline.verification.neighbourhood import LARGEST_WINDOW, Window
+from pipeline.verification.pairs import BALANCED_WEIGHTS, FAINT_DBZ, PixelTables
+
+# sums over neighbourhoods and wavelengths are kept for at most so many lead times, evenly chosen, the last among them
+MOST_STRUCTURE_LEADS = 12
+# of probabilities: bins around 0, 0.1, ..., 1
+PROBABILITY_BINS = 11
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a domain's forecasts are scored; equal rules give sums that may be added up.
+
+    Attributes:
+        thresholds_mm_h: an event is a pixel at or above the threshold's own.
+        leads_minutes: every lead time.
+        structure_leads: index of those with sums over neighbourhoods and wavelengths.
+        windows: (rows, columns) of each scale of the fractions skill score.
+        grid: of the frames.
+        drizzle_floor_mm_h: rain below it is no rain, in forecast and observation.
+        scale_dbz, z_r: what pixels and rates mean.
+        ignore_faint_echo: HKO-7's rule, see ``pairs.FAINT_DBZ``.
+    """
+
+    thresholds_mm_h: tuple[float, ...]
+    leads_minutes: tuple[int, ...]
+    structure_leads: tuple[int, ...]
+    windows: tuple[Window, ...]
+    grid: Grid
+    drizzle_floor_mm_h: float
+    scale_dbz: tuple[float, float]
+    z_r: tuple[float, float]
+    ignore_faint_echo: bool
+
+    @property
+    def scales_km(self) -> list[float]:
+        """Side of each window on the ground (of a square with the same area)."""
+        rows_km, columns_km = self.grid.ground_spacing_km
+        return [round(float(np.sqrt(high * rows_km * wide * columns_km)), 2) for high, wide in self.windows]
+
+    def to_json(self) -> str:
+        """For the attribute of a file of sums."""
+        plain = {**vars(self), "grid": self.grid.to_json()}
+        return json.dumps(plain, sort_keys=True)
+
+
+def rules_of(domain: Domain, source: FrameSource) -> Rules:
+    """The rules that the settings give for the frames of the archive."""
+    leads = range(1, domain.lead_frames + 1)
+    step = -(-len(leads) // MOST_STRUCTURE_LEADS)
+    floor = round(source.drizzle_floor_mm_h, 6)
+    return Rules(
+        thresholds_mm_h=domain.thresholds_mm_h,
+        leads_minutes=tuple(n * domain.cadence_minutes for n in leads),
+        structure_leads=tuple(range((len(leads) - 1) % step, len(leads), step)),
+        windows=_windows(domain.verification.scales_km, source.grid),
+        grid=source.grid,
+        drizzle_floor_mm_h=floor,
+        scale_dbz=(domain.scale.dbz_min, domain.scale.dbz_max),
+        z_r=(domain.zr.a, domain.zr.b),
+        ignore_faint_echo=domain.verification.ignore_faint_echo,
+    )
+
+
+def _windows(scales_km: tuple[float, ...], grid: Grid) -> tuple[Window, ...]:
+    """Whole cells nearest to each scale; two scales of the same cells are one, those larger than the grid none."""
+    rows_km, columns_km = grid.ground_spacing_km
+    found = [(max(1, round(km / rows_km)), max(1, round(km / columns_km))) for km in scales_km]
+    held = [w for w in found if w[0] <= grid.shape[0] and w[1] <= grid.shape[1] and w[0] * w[1] <= LARGEST_WINDOW]
+    return tuple(dict.fromkeys(held or [(1, 1)]))
+
+
+def pixel_tables(domain: Domain, rules: Rules) -> PixelTables:
+    """The rules as tables over the 256 pixels."""
+    level = np.arange(256)
+    weights = np.ones(256)
+    for rate, weight in BALANCED_WEIGHTS:
+        weights[pixel_of_rate(rate, domain.zr, domain.scale) :] = weight
+    faintest = int(pixel_of_reflectivity(np.array(FAINT_DBZ, np.float32), domain.scale))
+    return PixelTables(
+        thresholds=tuple(pixel_of_rate(t, domain.zr, domain.scale) for t in rules.thresholds_mm_h),
+        rates=rate_table(domain.zr, domain.scale, rules.drizzle_floor_mm_h).astype(np.float64),
+        weights=weights,
+        faint=(level > 0) & (level < faintest) & rules.ignore_faint_echo,
+    )
