@@ -62,9 +62,20 @@ def verdicts(verified: Verified, csi: Estimate, method: str, other: str) -> list
     for t in nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS):
         for lead in nearest(verified.axes["lead"], HEADLINE_LEADS):
             minutes, threshold = int(verified.axes["lead"][lead]), float(verified.axes["threshold"][t])
-            scores = (float(part[lead, t]) for part in (csi.value[m], csi.value[n], value, low, high))
-            pairs = int(verified.total["pairs"][m, lead, 0])
-            made.append(Verdict(minutes, threshold, method, other, *scores, pairs))
+            made.append(
+                Verdict(
+                    minutes,
+                    threshold,
+                    method,
+                    other,
+                    value=float(csi.value[m, lead, t]),
+                    other_value=float(csi.value[n, lead, t]),
+                    difference=float(value[lead, t]),
+                    low=float(low[lead, t]),
+                    high=float(high[lead, t]),
+                    pairs=int(verified.total["pairs"][m, lead, 0]),
+                )
+            )
     return made
 
 
