@@ -20,6 +20,9 @@ from pipeline.source_settings import (
 
 DRIZZLE_FLOOR_MM_H = 0.1
 
+# after the reference time, to which rain amounts are given
+AMOUNT_MINUTES = (30, 60, 120)
+
 SURFACE_RAIN = "surface_rain"
 
 Cadence = Literal[5, 6, 10]

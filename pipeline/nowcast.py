@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPTICAL_FLOW, LAST_FRAME = "optical_flow", "last_frame"
+OPTICAL_FLOW, LAST_FRAME = "optical_flow", product.LAST_FRAME
 ROVER = {"rover_linear": False, "rover_nonlinear": True}  # does it stretch the range of rain
 
 
@@ -200,8 +200,9 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
 
 
-# frames (lead, channels, rows, columns) uint8, and the cells that are extrapolated inflow
-_Run = tuple[Pixels, NDArray[np.bool_]]
+# frames (lead, channels, rows, columns) uint8, the cells that are extrapolated inflow, and by threshold the probability
+# of reaching it (lead, rows, columns) uint8 in 1/255
+_Run = tuple[Pixels, NDArray[np.bool_], dict[float, Pixels]]
 
 
 def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[publish.Made]:
@@ -262,9 +263,10 @@ def _choose(
         method, checksum, chosen = LAST_FRAME, "", last
         asked = domain.model == LAST_FRAME
         reason = "" if asked else "; ".join(text for text in (reason, flow_failure) if text)
-    pixels, extrapolated = chosen
+    pixels, extrapolated, exceedance = chosen
     state = product.lead_states(pixels[:, 0], sequence.observed[-1], extrapolated)
-    frames = product.ForecastFrames(pixels, state, method, checksum, reason, methods.model_limits if checksum else "")
+    limits = methods.model_limits if checksum else ""
+    frames = product.ForecastFrames(pixels, state, method, checksum, reason, limits, exceedance)
     return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0][:, 0], LAST_FRAME: last[0][:, 0]})
 
 
@@ -276,9 +278,9 @@ def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
 def _run(
     forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], newest: int | None = None
 ) -> list["_Run"]:
-    """Forecast frames (lead, channels, rows, columns) and the cells of extrapolated inflow, from the ``newest`` frames.
+    """Forecast of each sequence from its ``newest`` frames.
 
-    Dry input is a forecast of no rain. Rain below the drizzle floor and outside the coverage is none.
+    Dry input is a forecast of no rain, with certainty. Rain below the drizzle floor and outside the coverage is none.
     """
     count = newest or domain.input_frames
     pixels = np.stack([s.pixels[-count:] for s in sequences])
@@ -286,11 +288,27 @@ def _run(
     wet = np.array([not s.is_dry for s in sequences])
     made = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[2:]), np.uint8)
     flags = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[3:]), bool)
+    levels = _thresholds_of(forecaster, domain)
+    chances = {rate: np.zeros_like(made[:, :, 0]) for rate in levels}
     if wet.any():
         forecast = forecaster.predict(pixels[wet], observed[wet], domain.lead_frames)
         made[wet], flags[wet] = forecast.pixels, forecast.extrapolated
+        if forecast.exceedance is not None:
+            for rate, level in levels.items():
+                chances[rate][wet] = forecast.exceedance[:, :, level]
     for n, sequence in enumerate(sequences):
         floor = pixel_of_rate(sequence.source.drizzle_floor_mm_h, domain.zr, domain.scale)
         made[n][made[n] < floor] = 0
         made[n][:, :, ~sequence.observed[-1]] = 0
-    return list(zip(made, flags, strict=True))
+    return [(made[n], flags[n], {rate: chance[n] for rate, chance in chances.items()}) for n in range(len(sequences))]
+
+
+def _thresholds_of(forecaster: "Forecaster", domain: Domain) -> dict[float, int]:
+    """Thresholds of the domain that are levels of the network's head too, and which."""
+    from models.networks.network import Network
+
+    if not isinstance(forecaster.method, Network):
+        return {}
+    pixels = [round(255 * level) for level in forecaster.method.output.levels]
+    wanted = {rate: pixel_of_rate(rate, domain.zr, domain.scale) for rate in domain.thresholds_mm_h}
+    return {rate: pixels.index(pixel) for rate, pixel in wanted.items() if pixel in pixels}
