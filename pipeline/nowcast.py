@@ -28,6 +28,7 @@ from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
 from pipeline.logs import log_context
 from pipeline.storage import Store
+from pipeline.warnings.places import places_of
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
@@ -132,6 +133,9 @@ def issue(
         load: gives the methods for frames of that spacing in metres; called when there is something to forecast.
         kind: issued or hindcast; neither overwrites the other.
         clock: the wall clock, from the edge.
+
+    Raises:
+        SettingsError: a place of the domain lies outside its grid.
     """
     archive = Archive(store, domain)
     outcomes: dict[datetime, publish.Outcome] = {}
@@ -141,8 +145,7 @@ def issue(
             lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
             standing = publish.recorded(catalog, domain, kind, time)
             if standing is not None and standing["state"] == "published" and publish.is_there(store, standing):
-                outcomes[time] = publish.outcome(standing, "unchanged")
-                publish.point_latest(store, catalog, domain, standing)
+                outcomes[time] = publish.announce(domain, store, catalog, standing, "unchanged")
                 continue
             if lease is None:
                 outcomes[time] = publish.Outcome(time, "held", reason="another process works on it")
@@ -169,6 +172,7 @@ def issue(
             sequences[time] = (sequence, lease, stopwatch.perf_counter() - started)
         started = stopwatch.perf_counter()
         made_from = [sequence for sequence, _, _ in sequences.values()]
+        places = places_of(domain, made_from[0].source.grid) if made_from else []
         forecasts = _forecast(domain, load(made_from[0].source.grid.spacing_m), made_from) if made_from else []
         share = (stopwatch.perf_counter() - started) / max(len(sequences), 1)
         for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
@@ -176,7 +180,7 @@ def issue(
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
                     outcomes[time] = publish.publish(
-                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages
+                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages, places
                     )
                 except LeaseLost as err:
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))
