@@ -3,12 +3,14 @@
 import math
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from pipeline.place_settings import Rings, WarningRule, check_name, read_areas
 from pipeline.source_settings import (
     Frozen,
     GriddedSource,
@@ -19,6 +21,9 @@ from pipeline.source_settings import (
 )
 
 DRIZZLE_FLOOR_MM_H = 0.1
+
+# after the reference time, to which rain amounts are given
+AMOUNT_MINUTES = (30, 60, 120)
 
 SURFACE_RAIN = "surface_rain"
 
@@ -106,6 +111,13 @@ class NativeGrid(Frozen):
     coarsen: int = Field(1, ge=1, le=64)
 
 
+# longitude and latitude, degrees
+Position = tuple[
+    Annotated[float, Field(ge=-360, le=360, allow_inf_nan=False)],
+    Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)],
+]
+
+
 class ProjectedGrid(Frozen):
     """A grid of our own around ``centre`` (longitude, latitude)."""
 
@@ -142,6 +154,8 @@ class Domain(Frozen):
     ``product`` is what a frame shows: ``surface_rain`` (a composite as it is received, or the 2 km pseudo-CAPPI of
     volumes), and from volumes also ``cappi_<metres above sea level>``, ``lowest`` and ``column_max``. Several in a list
     are the channels of a frame; the first is the rain that is forecast, published as rain and verified.
+    ``points`` (name -> longitude, latitude) and ``areas`` (a GeoJSON file) are places that get forecasts of their own,
+    and ``warnings`` what is told of them.
     ``institution`` and ``license`` go into every product: who runs the system, and the terms of the radar data.
     """
 
@@ -163,9 +177,13 @@ class Domain(Frozen):
     max_gap: int = Field(1, ge=0, le=6)
     thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
     model: str = "convlstm"
+    points: dict[str, Position] = Field({}, max_length=1000)
+    areas: str = ""
+    warnings: Annotated[tuple[WarningRule, ...], BeforeValidator(_as_tuple)] = Field((), max_length=1000)
     institution: str = Field("not stated; the operator of this system is responsible for its use", max_length=500)
     license: str = Field("terms of the radar data's producer apply", max_length=2000)
     name: str = ""
+    _areas: dict[str, Rings] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +204,11 @@ class Domain(Frozen):
     def products(self) -> tuple[str, ...]:
         """The channels of a frame."""
         return (self.product,) if isinstance(self.product, str) else self.product
+
+    @property
+    def rings_of_areas(self) -> dict[str, Rings]:
+        """Outlines of the areas as their file had them when the settings were read, longitude and latitude."""
+        return self._areas
 
     @property
     def model_name(self) -> str:
@@ -226,6 +249,25 @@ class Domain(Frozen):
                     "product: expected surface_rain, lowest, column_max or cappi_<100 to 19999 metres>, "
                     f"found {product!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _places_are_known(self) -> Self:
+        for name in self.points:
+            check_name(name)
+        self._areas = read_areas(Path(self.areas)) if self.areas else {}
+        if both := sorted(set(self.points) & set(self._areas)):
+            raise ValueError(f"areas: {both[0]!r} is the name of a point too")
+        known = ", ".join(sorted({*self.points, *self._areas})[:20]) or "none"
+        for rule in self.warnings:
+            if rule.place not in self.points and rule.place not in self._areas:
+                raise ValueError(f"warnings: no place {rule.place[:60]!r}; there are: {known}")
+            if timedelta(minutes=rule.minutes) > self.horizon:
+                raise ValueError(
+                    f"warnings: {rule.place}: {rule.minutes} minutes are more than the forecasts reach ({self.horizon})"
+                )
+        if len({rule.key for rule in self.warnings}) < len(self.warnings):
+            raise ValueError("warnings: two have the same place, minutes and amount_mm")
         return self
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
 from pipeline.logs import log_context
 from pipeline.storage import Store
+from pipeline.warnings.places import places_of
 
 if TYPE_CHECKING:
     from models.forecaster import Forecaster
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPTICAL_FLOW, LAST_FRAME = "optical_flow", "last_frame"
+OPTICAL_FLOW, LAST_FRAME = "optical_flow", product.LAST_FRAME
 ROVER = {"rover_linear": False, "rover_nonlinear": True}  # does it stretch the range of rain
 
 
@@ -132,6 +133,9 @@ def issue(
         load: gives the methods for frames of that spacing in metres; called when there is something to forecast.
         kind: issued or hindcast; neither overwrites the other.
         clock: the wall clock, from the edge.
+
+    Raises:
+        SettingsError: a place of the domain lies outside its grid.
     """
     archive = Archive(store, domain)
     outcomes: dict[datetime, publish.Outcome] = {}
@@ -141,8 +145,7 @@ def issue(
             lease = held.enter_context(catalog.lease(f"cycle/{domain.name}/{kind}/{times.iso(time)}"))
             standing = publish.recorded(catalog, domain, kind, time)
             if standing is not None and standing["state"] == "published" and publish.is_there(store, standing):
-                outcomes[time] = publish.outcome(standing, "unchanged")
-                publish.point_latest(store, catalog, domain, standing)
+                outcomes[time] = publish.announce(domain, store, catalog, standing, "unchanged")
                 continue
             if lease is None:
                 outcomes[time] = publish.Outcome(time, "held", reason="another process works on it")
@@ -169,6 +172,7 @@ def issue(
             sequences[time] = (sequence, lease, stopwatch.perf_counter() - started)
         started = stopwatch.perf_counter()
         made_from = [sequence for sequence, _, _ in sequences.values()]
+        places = places_of(domain, made_from[0].source.grid) if made_from else []
         forecasts = _forecast(domain, load(made_from[0].source.grid.spacing_m), made_from) if made_from else []
         share = (stopwatch.perf_counter() - started) / max(len(sequences), 1)
         for (time, (sequence, lease, reading)), made in zip(sequences.items(), forecasts, strict=True):
@@ -176,7 +180,7 @@ def issue(
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
                     outcomes[time] = publish.publish(
-                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages
+                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages, places
                     )
                 except LeaseLost as err:
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))
@@ -200,8 +204,9 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
 
 
-# frames (lead, channels, rows, columns) uint8, and the cells that are extrapolated inflow
-_Run = tuple[Pixels, NDArray[np.bool_]]
+# frames (lead, channels, rows, columns) uint8, the cells that are extrapolated inflow, and by threshold the probability
+# of reaching it (lead, rows, columns) uint8 in 1/255
+_Run = tuple[Pixels, NDArray[np.bool_], dict[float, Pixels]]
 
 
 def _forecast(domain: Domain, methods: Methods, sequences: list[InputSequence]) -> list[publish.Made]:
@@ -262,9 +267,10 @@ def _choose(
         method, checksum, chosen = LAST_FRAME, "", last
         asked = domain.model == LAST_FRAME
         reason = "" if asked else "; ".join(text for text in (reason, flow_failure) if text)
-    pixels, extrapolated = chosen
+    pixels, extrapolated, exceedance = chosen
     state = product.lead_states(pixels[:, 0], sequence.observed[-1], extrapolated)
-    frames = product.ForecastFrames(pixels, state, method, checksum, reason, methods.model_limits if checksum else "")
+    limits = methods.model_limits if checksum else ""
+    frames = product.ForecastFrames(pixels, state, method, checksum, reason, limits, exceedance)
     return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0][:, 0], LAST_FRAME: last[0][:, 0]})
 
 
@@ -276,9 +282,9 @@ def _instants(domain: Domain, sequence: InputSequence) -> list[datetime]:
 def _run(
     forecaster: "Forecaster", domain: Domain, sequences: list[InputSequence], newest: int | None = None
 ) -> list["_Run"]:
-    """Forecast frames (lead, channels, rows, columns) and the cells of extrapolated inflow, from the ``newest`` frames.
+    """Forecast of each sequence from its ``newest`` frames.
 
-    Dry input is a forecast of no rain. Rain below the drizzle floor and outside the coverage is none.
+    Dry input is a forecast of no rain, with certainty. Rain below the drizzle floor and outside the coverage is none.
     """
     count = newest or domain.input_frames
     pixels = np.stack([s.pixels[-count:] for s in sequences])
@@ -286,11 +292,27 @@ def _run(
     wet = np.array([not s.is_dry for s in sequences])
     made = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[2:]), np.uint8)
     flags = np.zeros((len(sequences), domain.lead_frames, *pixels.shape[3:]), bool)
+    levels = _thresholds_of(forecaster, domain)
+    chances = {rate: np.zeros_like(made[:, :, 0]) for rate in levels}
     if wet.any():
         forecast = forecaster.predict(pixels[wet], observed[wet], domain.lead_frames)
         made[wet], flags[wet] = forecast.pixels, forecast.extrapolated
+        if forecast.exceedance is not None:
+            for rate, level in levels.items():
+                chances[rate][wet] = forecast.exceedance[:, :, level]
     for n, sequence in enumerate(sequences):
         floor = pixel_of_rate(sequence.source.drizzle_floor_mm_h, domain.zr, domain.scale)
         made[n][made[n] < floor] = 0
         made[n][:, :, ~sequence.observed[-1]] = 0
-    return list(zip(made, flags, strict=True))
+    return [(made[n], flags[n], {rate: chance[n] for rate, chance in chances.items()}) for n in range(len(sequences))]
+
+
+def _thresholds_of(forecaster: "Forecaster", domain: Domain) -> dict[float, int]:
+    """Thresholds of the domain that are levels of the network's head too, and which."""
+    from models.networks.network import Network
+
+    if not isinstance(forecaster.method, Network):
+        return {}
+    pixels = [round(255 * level) for level in forecaster.method.output.levels]
+    wanted = {rate: pixel_of_rate(rate, domain.zr, domain.scale) for rate in domain.thresholds_mm_h}
+    return {rate: pixels.index(pixel) for rate, pixel in wanted.items() if pixel in pixels}

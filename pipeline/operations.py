@@ -359,6 +359,7 @@ def _issue(
     notes: Counter[str] = Counter()
     products, problems = [], list(report.problems)
     for reference_time, outcome in outcomes.items():
+        report.notes += outcome.warnings
         states[outcome.state] += 1
         if outcome.state in {"skipped", "held"}:
             problems.append(f"{outcome.state} {times.iso(reference_time)}: {outcome.reason}")

@@ -1,6 +1,6 @@
 """The forecast as a CF-1.8 / ACDD-1.3 NetCDF file, and the companion with the baselines' frames."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -11,13 +11,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline import packing, times
-from pipeline.domain import Domain
+from pipeline.advection import amounts_along_motion, estimated_motion
+from pipeline.domain import AMOUNT_MINUTES, Domain
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Pixels, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
 from pipeline.grids import Grid
 from pipeline.version import software_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+BASELINES_FORMAT_VERSION = 1
+LAST_FRAME = "last_frame"
 RATE_STEP_MM_H = 0.02
 REFLECTIVITY_STEP_DB = 0.1
 ACCUMULATION_STEP_MM = 0.05
@@ -36,6 +39,8 @@ class ForecastFrames:
         model_checksum: of the model; empty for a baseline.
         fallback: why it is not the domain's model; empty if it is.
         limits: what a user should know of the model, from its card.
+        exceedance: for thresholds of the domain (mm/h) the probability that the rain rate reaches them,
+            (lead, rows, columns) uint8 in 1/255; empty if the method gives none.
     """
 
     pixels: Pixels
@@ -44,6 +49,7 @@ class ForecastFrames:
     model_checksum: str
     fallback: str
     limits: str = ""
+    exceedance: dict[float, Pixels] = field(default_factory=dict)
 
     @property
     def rain(self) -> Pixels:
@@ -75,12 +81,17 @@ def lead_states(pixels: Pixels, covered: NDArray[np.bool_], extrapolated: NDArra
     return state
 
 
+def analysis(domain: Domain, sequence: InputSequence) -> NDArray[np.float32]:
+    """Rain rate of the newest observed frame, mm/h, (rows, columns); NaN where it was not observed."""
+    rates = rate_table(domain.zr, domain.scale, sequence.source.drizzle_floor_mm_h)
+    return np.where(sequence.observed[-1], rates[sequence.rain[-1]], np.float32(np.nan))
+
+
 def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, identity: Identity) -> xr.Dataset:
     """The product with packed variables, rows from north to south."""
     rates = rate_table(domain.zr, domain.scale, sequence.source.drizzle_floor_mm_h)
     uncovered = forecast.state == NO_COVERAGE
     rate = np.where(uncovered, np.nan, rates[forecast.rain])
-    analysis = np.where(sequence.observed[-1], rates[sequence.rain[-1]], np.nan)
     leads = [(n + 1) * domain.cadence for n in range(len(forecast.pixels))]
     grid = sequence.source.grid
     y, x = ("latitude", "longitude") if grid.is_geographic else ("y", "x")
@@ -128,7 +139,8 @@ def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, ide
         ),
         **{name: reflectivity(n, text) for n, (name, text) in enumerate(_reflectivities(domain))},
         "status_flag": xr.Variable(fields, forecast.state.astype(np.int8), flags),
-        **_accumulations(sequence, analysis, rate, leads, (y, x), places),
+        **_accumulations(domain, sequence, forecast.method, rate, (y, x), places),
+        **_probabilities(forecast.exceedance, uncovered, fields, {**located, **model_result}),
         **_coordinates(sequence, leads),
     }
     return xr.Dataset(variables, attrs=_attributes(domain, sequence, forecast, identity, leads))
@@ -141,43 +153,74 @@ def _reflectivities(domain: Domain) -> list[tuple[str, str]]:
     return [(name, "" if not others else f", {first}"), *((f"{name}_{other}", f", {other}") for other in others)]
 
 
+def _probabilities(
+    exceedance: dict[float, Pixels], uncovered: NDArray[np.bool_], fields: tuple[str, ...], about: dict[str, Any]
+) -> dict[str, xr.Variable]:
+    if not exceedance:
+        return {}
+    shares = np.stack([np.where(uncovered, np.nan, values / np.float32(255)) for values in exceedance.values()])
+    attrs = {
+        "long_name": "probability that the rain rate is at or above the threshold",
+        "units": "1",
+        "ancillary_variables": "status_flag",
+    }
+    levels = {
+        "standard_name": "rainfall_rate",
+        "long_name": "threshold of the rain rate",
+        "units": "mm h-1",
+        "coverage_content_type": "coordinate",
+    }
+    return {
+        "probability_of_exceedance": packing.packed(
+            ("threshold", *fields), shares, PROBABILITY_STEP, {**attrs, **about}
+        ),
+        "threshold": xr.Variable(("threshold",), np.array(list(exceedance), np.float64), levels),
+    }
+
+
+def amount_steps(domain: Domain) -> list[int]:
+    """Numbers of frames over which amounts are given: to 30, 60 and 120 minutes, or to the horizon if that is less."""
+    steps = [-(-minutes // domain.cadence_minutes) for minutes in AMOUNT_MINUTES]
+    return [n for n in steps if n <= domain.lead_frames] or [domain.lead_frames]
+
+
 def _accumulations(
+    domain: Domain,
     sequence: InputSequence,
-    analysis: NDArray[np.floating[Any]],
+    method: str,
     rate: NDArray[np.floating[Any]],
-    leads: list[timedelta],
     axes: tuple[str, str],
     places: str,
 ) -> dict[str, xr.Variable]:
-    """Rain amount of each full hour of lead time (or of the whole forecast, if shorter).
+    """Rain amounts from the reference time on, see ``amount_steps``.
 
-    Frames that are means over an interval add up; instantaneous ones are integrated by the trapezoid rule, from the
-    newest observed frame on.
+    Frames that are means over an interval add up; instantaneous ones are integrated along the motion, from the newest
+    observed frame on. A forecast by the last frame stands still, and so does its rain.
     """
-    reference_time = sequence.reference_time
-    step_h = leads[0] / timedelta(hours=1)
-    per_period = min(max(1, round(1 / step_h)), len(leads))
-    series = np.concatenate((analysis[None], rate))
-    amounts, ends, bounds = [], [], []
-    for first in range(0, len(leads) - per_period + 1, per_period):
-        part = series[first : first + per_period + 1]
-        if sequence.source.interval_s:
-            amounts.append(part[1:].sum(axis=0) * step_h)
-        else:
-            amounts.append((part.sum(axis=0) - 0.5 * (part[0] + part[-1])) * step_h)
-        span = [reference_time + first * leads[0], reference_time + (first + per_period) * leads[0]]
-        ends.append(times.seconds(span[1]))
-        bounds.append([times.seconds(t) for t in span])
+    if sequence.source.interval_s:
+        amounts = rate * (domain.cadence_minutes / 60)
+    else:
+        moves = method != LAST_FRAME and bool((rate > 0).any())
+        motion = (
+            estimated_motion(sequence.rain, sequence.observed) if moves else np.zeros((2, *rate.shape[1:]), np.float32)
+        )
+        series = np.concatenate((analysis(domain, sequence)[None], rate))
+        amounts = amounts_along_motion(series, motion, domain.cadence_minutes / 60)
+    steps = amount_steps(domain)
+    totals = np.stack([amounts[:n].sum(axis=0) for n in steps])
+    start = times.seconds(sequence.reference_time)
+    ends = [start + 60 * n * domain.cadence_minutes for n in steps]
     dim = "accumulation_time"
     attrs = {
         "standard_name": "lwe_thickness_of_precipitation_amount",
-        "long_name": "forecast rain amount over the interval",
+        "long_name": "forecast rain amount from the reference time on",
         "units": "mm",
         "comment": (
             f"sum over the frames, each a mean over {sequence.source.interval_s / 60:g} minutes that stands for "
-            f"{leads[0].total_seconds() / 60:g}"
+            f"{domain.cadence_minutes}"
             if sequence.source.interval_s
-            else "rates integrated by the trapezoid rule; the first interval starts with the newest observed frame"
+            else "rates from the newest observed frame on, moved along the motion of the newest frames between two "
+            "frames, blended and integrated by the trapezoid rule"
         ),
         "cell_methods": f"{dim}: sum",
         "coverage_content_type": "modelResult",
@@ -193,9 +236,9 @@ def _accumulations(
         "coverage_content_type": "coordinate",
     }
     return {
-        "rainfall_amount": packing.packed((dim, *axes), np.stack(amounts), ACCUMULATION_STEP_MM, attrs),
+        "rainfall_amount": packing.packed((dim, *axes), totals, ACCUMULATION_STEP_MM, attrs),
         dim: xr.Variable((dim,), np.array(ends, np.float64), about),
-        f"{dim}_bounds": xr.Variable((dim, "bounds"), np.array(bounds, np.float64)),
+        f"{dim}_bounds": xr.Variable((dim, "bounds"), np.array([[start, end] for end in ends], np.float64)),
     }
 
 
@@ -356,7 +399,7 @@ def build_baselines(forecasts: dict[str, Pixels | None], leads: int, shape: tupl
             "pixel": xr.Variable(("method", "lead", "y", "x"), pixels, {"long_name": "0-255 frame"}),
             "available": xr.Variable(("method",), np.array([p is not None for p in forecasts.values()], np.int8)),
         },
-        attrs={"format_version": FORMAT_VERSION, "methods": " ".join(forecasts)},
+        attrs={"format_version": BASELINES_FORMAT_VERSION, "methods": " ".join(forecasts)},
     )
 
 

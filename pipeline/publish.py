@@ -3,7 +3,9 @@
 import json
 import logging
 import time as clock
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from pipeline.errors import LeaseLost
 from pipeline.frames.grayscale import Pixels
 from pipeline.frames.sequences import InputSequence
 from pipeline.storage import Store
+from pipeline.warnings import forecasts
+from pipeline.warnings.places import Place
+from pipeline.warnings.watch import watch
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ class Outcome:
         method: what made the product.
         reason: why it was skipped, or why it is not the model's.
         path: of the product, below the root.
+        warnings: that were raised or ended, in words.
     """
 
     reference_time: datetime
@@ -40,6 +46,7 @@ class Outcome:
     path: str = ""
     content_digest: str = ""
     stages: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,27 +67,52 @@ def publish(
     kind: str,
     now: datetime,
     stages: dict[str, float],
+    places: Sequence[Place] = (),
 ) -> Outcome:
-    """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` comes last."""
+    """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` and warnings come last.
+
+    The forecasts of ``places`` are files beside the product.
+    """
     started = clock.perf_counter()
     time = sequence.reference_time
     identity = product.Identity(time, kind, 1, now)
     path = store.product(domain.name, kind, time, identity.revision)
     beside = store.baselines(path)
     baselines = product.build_baselines(made.baselines, domain.lead_frames, sequence.pixels.shape[-2:])
-    with store.new_file(path) as new_product, store.new_file(beside) as new_baselines:
+    with ExitStack() as held:
+        new_product, new_baselines = (held.enter_context(store.new_file(target)) for target in (path, beside))
         packing.write(baselines, new_baselines)
-        packing.write(product.build(domain, sequence, made.frames, identity), new_product)
+        built = product.build(domain, sequence, made.frames, identity)
+        packing.write(built, new_product)
+        companions = [(new_baselines, beside)]
+        if places:
+            described = forecasts.describe(domain, sequence, built, places, now)
+            document = store.place_forecasts(path)
+            for target, text in (
+                (document, forecasts.to_json(described)),
+                (document.with_suffix(".csv"), forecasts.to_csv(described)),
+            ):
+                companions.append((held.enter_context(store.new_file(target)), target))
+                companions[-1][0].write_text(text, encoding="utf-8")
         row = cycle_row(domain, store.relative(path), new_product, new_baselines)
         stages = {**stages, "write": clock.perf_counter() - started}
         row |= {"issue_time": now.timestamp(), "stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
         with catalog.write() as connection:
             lease.check(connection)
-            store.put(new_baselines, beside)
+            for temporary, target in companions:
+                store.put(temporary, target)
             store.put(new_product, path)
             catalog.upsert(connection, tables.cycles, [row])
+    return announce(domain, store, catalog, row, "published")
+
+
+def announce(domain: Domain, store: Store, catalog: Catalog, row: Row, state: str) -> Outcome:
+    """Point to a product that stands and, if it was issued, raise and end warnings; a second time does nothing."""
     point_latest(store, catalog, domain, row)
-    return outcome(row, "published")
+    told: tuple[str, ...] = ()
+    if row["kind"] == "issued":
+        told = watch(domain, store, catalog, store.place_forecasts(store.root / row["path"]))
+    return replace(outcome(row, state), warnings=told)
 
 
 def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
@@ -125,9 +157,8 @@ def adopt(
     except (OSError, ValueError, KeyError):
         return None  # not whole; it is made again
     _commit(catalog, lease, row)
-    point_latest(store, catalog, domain, row)
     log.info("adopted %s", path.name)
-    return outcome(row, "published")
+    return announce(domain, store, catalog, row, "published")
 
 
 def skip(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
-from pipeline.domain import Domain
+from pipeline.domain import Domain, ProjectedGrid
 from pipeline.errors import SettingsError
 from pipeline.source_settings import Frozen
 
@@ -107,13 +107,50 @@ def load(
             if isinstance(source, dict) and isinstance(source.get("uri"), str):
                 uri = _expand(source["uri"], f"domains.{name}.source.uri", environment)
                 source["uri"] = str((base / uri).resolve())
+            if isinstance(domain.get("areas"), str) and domain["areas"]:
+                domain["areas"] = str((base / _expand(domain["areas"], f"domains.{name}.areas", environment)).resolve())
+            if isinstance(domain.get("warnings"), list):
+                domain["warnings"] = [
+                    _with_webhook(rule, f"domains.{name}.warnings.{n}", environment)
+                    for n, rule in enumerate(domain["warnings"])
+                ]
             if isinstance(domain.get("model"), str) and "/" in domain["model"]:
                 domain["model"] = str((base / domain["model"]).resolve())
     tree.setdefault("domains", {})
     try:
-        return Settings(**tree, config_path=path, origins={key: value.origin for key, value in values.items()})
+        settings = Settings(**tree, config_path=path, origins={key: value.origin for key, value in values.items()})
     except ValidationError as err:
         raise SettingsError(_explain(err, values)) from err
+    _check_places(settings)
+    return settings
+
+
+def _with_webhook(rule: Any, key: str, environment: Mapping[str, str]) -> Any:
+    """A warning whose webhook was read from the environment, where alone it may stand."""
+    if not isinstance(rule, dict) or "webhook" not in rule:
+        return rule
+    text = rule["webhook"]
+    if not isinstance(text, str) or not re.fullmatch(r"\$\{\w+\}", text):
+        raise SettingsError(
+            f'{key}.webhook: whoever knows the address can use it, so write "${{NAME}}" and set the environment '
+            "variable NAME"
+        )
+    return {**rule, "webhook": SecretStr(_expand(text, f"{key}.webhook", environment))}
+
+
+def _check_places(settings: Settings) -> None:
+    """Places of domains whose grid is known from the settings must lie on it; others are checked with the first frame.
+
+    Raises:
+        SettingsError: one does not.
+    """
+    for domain in settings.domains.values():
+        if isinstance(domain.grid, ProjectedGrid) and (domain.points or domain.rings_of_areas):
+            from pipeline.grids import centred_grid
+            from pipeline.warnings.places import places_of
+
+            grid = domain.grid
+            places_of(domain, centred_grid(grid.crs, grid.shape, grid.spacing_m, grid.centre))
 
 
 def flat(settings: Settings) -> list[tuple[str, str, str]]:

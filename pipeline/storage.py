@@ -62,6 +62,14 @@ class Store:
         """The file with the baselines' forecasts that belongs to a product."""
         return product.with_name(product.stem + ".baselines.nc")
 
+    def place_forecasts(self, product: Path) -> Path:
+        """The JSON document of the places of a product; the same as a table ends in ``.csv``."""
+        return product.with_name(product.stem + ".places.json")
+
+    def warnings(self, domain: str) -> Path:
+        """How the warnings of a domain stand; every one that was raised or ended is a line of the ``.jsonl`` beside."""
+        return self.root / "warnings" / f"{domain}.json"
+
     def latest(self, domain: str) -> Path:
         """Hint to the newest issued product."""
         return self.root / "products" / domain / "latest.json"
@@ -140,9 +148,13 @@ class Store:
         return removed
 
     def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
-        """Append one JSON line to ``journal/DATE``; one write, so that lines of two processes never mix."""
+        """Append an entry to ``journal/DATE``."""
         path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
-        line = json.dumps({"recorded_at": times.iso(now), **entry}, sort_keys=True, default=str)
+        self.append_line(path, {"recorded_at": times.iso(now), **entry})
+
+    def append_line(self, path: Path, entry: dict[str, Any]) -> None:
+        """Append one line of JSON to a file; one write, so that lines of two processes never mix."""
+        line = json.dumps(entry, sort_keys=True, default=str)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -18,15 +18,14 @@ T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 STEP = timedelta(minutes=10)
 
 
-def write_model(folder, **changes):
+def write_model(folder, network="convlstm", config=None, **changes):
     """An untrained but valid network: its skill is of no interest here."""
     import torch
 
     torch.manual_seed(1)
-    network = zoo.build("convlstm", {"widths": [6], "patch": 2})
-    card = checkpoint.Card(
-        "tiny", "convlstm", {"widths": [6], "patch": 2}, -10.0, 60.0, [10], [1000.0, 3000.0], "surface_rain"
-    )
+    config = {"widths": [6], "patch": 2} if config is None else config
+    card = checkpoint.Card("tiny", network, config, -10.0, 60.0, [10], [1000.0, 3000.0], "surface_rain")
+    network = zoo.build(network, config)
     checkpoint.save(folder, network, dataclasses.replace(card, **changes))
     return str(folder)
 

@@ -141,6 +141,31 @@ def test_a_model_that_fails_falls_back(settings, monkeypatch):
     assert report.methods == {"optical_flow": 1} and "can't allocate memory" in report.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("network", "config", "thresholds"),
+    [
+        ("convlstm_classes", {"widths": [6], "patch": 2}, [0.5, 5.0, 10.0]),
+        ("unet_segmentation", {"widths": [4, 8, 8], "input_frames": 5, "lead_frames": 4}, [0.5]),
+    ],
+)
+def test_probabilities_are_those_of_the_head_at_the_thresholds_of_the_domain(
+    root, tmp_path, network, config, thresholds
+):
+    model = write_model(tmp_path / "tiny", network, config)
+    settings = settings_for(root, synthetic_domain(model=model, thresholds_mm_h=[0.3, 0.5, 5.0, 10.0, 20.0]))
+    report = backfill(settings)
+    assert report.methods == {"tiny": 1}
+    data = read_packed(root / report.products[0])
+    assert data["threshold"].values.tolist() == thresholds
+    chance = data["probability_of_exceedance"].values
+    assert chance.shape == (len(thresholds), 4, 64, 64)
+    assert 0 <= chance.min() < chance.max() <= 200 and (np.diff(chance, axis=0) <= 0).all()
+
+
+def test_a_method_without_probabilities_writes_none(settings, root):
+    assert "probability_of_exceedance" not in read_packed(root / backfill(settings).products[0])
+
+
 def test_dry_input_is_a_forecast_of_no_rain(settings):
     event = datetime(2024, 6, 1, 0, 0, tzinfo=UTC)  # an event begins dry
     domain = settings.domain("small")

@@ -39,13 +39,15 @@ def corner_rain(grid: Grid) -> np.ndarray:
     return pixels
 
 
-def write(path, grid: Grid, domain=None, leads: int = 12, pixels=None, issue_time=TIME, interval=0.0) -> str:
+def write(
+    path, grid: Grid, domain=None, leads: int = 12, pixels=None, issue_time=TIME, interval=0.0, exceedance=None
+) -> str:
     domain = domain or synthetic_domain(lead_frames=leads)
     pixels = corner_rain(grid) if pixels is None else pixels
     forecast = np.repeat(pixels[None], leads, axis=0)
     state = product.lead_states(forecast, np.ones(grid.shape, bool), np.zeros(forecast.shape, bool))
     state[:, -3:] = NO_COVERAGE
-    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "f" * 64, "")
+    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "f" * 64, "", exceedance=exceedance or {})
     built = product.build(
         domain, sequence(grid, pixels, interval=interval), frames, product.Identity(TIME, "hindcast", 1, issue_time)
     )
@@ -118,12 +120,14 @@ def test_times_and_values_read_back_with_their_units(tmp_path):
         assert rate == pytest.approx(rate_table(ZR(), Scale(), 0.1)[160], abs=0.01)
         assert float(data.rainfall_rate[0, 20, 30]) == 0
         assert np.isnan(data.rainfall_rate[0, -1]).all()
-        # steady rain: an hour's amount is the rate times one hour, with its interval
-        assert data.rainfall_amount.shape[0] == 2
-        assert float(data.rainfall_amount[0, 4, 6]) == pytest.approx(rate, abs=0.05)
-        bounds = data.accumulation_time_bounds.values
-        assert (bounds[0, 0], bounds[0, 1]) == (np.datetime64("2024-06-01T02:00"), np.datetime64("2024-06-01T03:00"))
-        assert data.accumulation_time.values[0] == bounds[0, 1]
+        # steady rain: the amounts are the rate times the time since the reference time, with their intervals
+        for n, end in enumerate(("2024-06-01T02:30", "2024-06-01T03:00", "2024-06-01T04:00")):
+            assert float(data.rainfall_amount[n, 4, 6]) == pytest.approx(rate * (0.5, 1, 2)[n], abs=0.05)
+            assert (
+                data.accumulation_time_bounds.values[n] == [np.datetime64("2024-06-01T02:00"), np.datetime64(end)]
+            ).all()
+            assert data.accumulation_time.values[n] == np.datetime64(end)
+        assert np.isnan(data.rainfall_amount[:, -1]).all() and data.rainfall_amount.shape[0] == 3
 
 
 def test_a_full_disk_is_an_error_and_no_crash():
@@ -151,6 +155,52 @@ def test_amounts_of_instants_and_of_means(tmp_path):
         assert amount == pytest.approx(expected, abs=0.03)
         assert built["rainfall_rate"].attrs.get("cell_methods") == ("time: mean" if interval else None)
         assert ("time_bounds" in built) == bool(interval)
+
+
+def moving(grid: Grid, frames: int, first: int = 0) -> np.ndarray:
+    """A line of rain, a few cells wide, that moves eastward by six cells a frame."""
+    y, x = np.indices(grid.shape)
+    centres = 6 * (np.arange(frames) + first) + 6
+    away = [(x - centre) ** 2 / 8 + (y - 20) ** 2 / 72 for centre in centres]
+    return (200 * np.exp(-np.stack(away))).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("method", "stripes"), [("optical_flow", False), ("last_frame", True)])
+def test_moving_rain_leaves_a_trace_and_a_standing_forecast_does_not_move(method, stripes):
+    domain = synthetic_domain(lead_frames=4)
+    observed, forecast = moving(LCC, 4), moving(LCC, 4, 4)
+    state = np.where(observed > 0, ECHO, NO_ECHO).astype(np.uint8)
+    instants = tuple(TIME - n * domain.cadence for n in (3, 2, 1, 0))
+    source = FrameSource(LCC, 0.1, 0.0)
+    given = InputSequence(TIME, observed[:, None], state, instants, (), (), ("0" * 64,) * 4, 0.5, source)
+    frames = product.ForecastFrames(forecast[:, None], np.full_like(forecast, ECHO), method, "", "")
+    built = product.build(domain, given, frames, product.Identity(TIME, "hindcast", 1, TIME))
+    trace = built["rainfall_amount"].values[0, 20, 30:42] * product.ACCUMULATION_STEP_MM
+    assert trace.mean() > 1
+    assert (trace.min() < 0.1 * trace.max()) == stripes
+    assert (trace.min() > 0.8 * trace.max()) == (not stripes)
+
+
+@pytest.mark.parametrize(
+    ("lead_frames", "minutes"), [(2, [20]), (3, [30]), (11, [30, 60]), (12, [30, 60, 120]), (20, [30, 60, 120])]
+)
+def test_amounts_reach_as_far_as_the_forecast(lead_frames, minutes):
+    domain = synthetic_domain(lead_frames=lead_frames)
+    assert [n * domain.cadence_minutes for n in product.amount_steps(domain)] == minutes
+
+
+def test_probabilities_are_written_where_covered_and_the_file_stays_compliant(tmp_path):
+    chance = np.zeros((4, *LCC.shape), np.uint8)
+    chance[:, 2:8, 3:14] = 204
+    write(tmp_path / "p.nc", LCC, leads=4, exceedance={0.5: chance, 5.0: chance // 2})
+    with xr.open_dataset(tmp_path / "p.nc", engine="h5netcdf") as data:
+        probability = data.probability_of_exceedance
+        assert probability.dims == ("threshold", "time", "y", "x") and probability.attrs["units"] == "1"
+        assert data.threshold.values.tolist() == [0.5, 5.0] and data.threshold.attrs["units"] == "mm h-1"
+        assert float(probability.sel(threshold=0.5)[3, 4, 6]) == pytest.approx(0.8)
+        assert float(probability.sel(threshold=5.0)[3, 4, 6]) == pytest.approx(0.4)
+        assert float(probability[0, 0, 20, 20]) == 0 and np.isnan(probability[:, :, -1]).all()
+    assert_compliant(tmp_path / "p.nc")
 
 
 @pytest.mark.parametrize("zr", [ZR(a=200, b=1.6), ZR(a=300, b=1.4), ZR(a=58.53, b=1.56), ZR(a=250, b=1.2)])

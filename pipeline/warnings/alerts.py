@@ -1,0 +1,107 @@
+"""When a warning is raised and when it ends: from one cycle's amounts to the next state, without files or network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from pipeline import times
+from pipeline.place_settings import WarningRule
+
+# cycles below the lower threshold before a warning is over
+CALM_CYCLES = 2
+
+
+@dataclass(frozen=True)
+class RuleState:
+    """How a warning stands.
+
+    Attributes:
+        raised_at: reference time of the forecast that raised it; None while there is no warning.
+        calm: cycles in a row whose amount was below the lower threshold.
+    """
+
+    raised_at: datetime | None = None
+    calm: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """How the warnings of a domain stand after the cycle of ``reference_time``; keys are those of the rules."""
+
+    reference_time: datetime | None = None
+    rules: dict[str, RuleState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A warning that was raised, or is over."""
+
+    event: Literal["raised", "cleared"]
+    rule: WarningRule
+    amount_mm: float
+    reference_time: datetime
+    raised_at: datetime
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        expected = (
+            f"{self.rule.place}: {self.amount_mm:.1f} mm in {self.rule.minutes} minutes expected "
+            f"from {self.reference_time:%H:%M} UTC"
+        )
+        if self.event == "raised":
+            return f"{expected}; threshold {self.rule.amount_mm:g} mm"
+        return f"{expected}; the warning of {self.rule.amount_mm:g} mm from {self.raised_at:%Y-%m-%d %H:%M} UTC is over"
+
+    def to_json(self, domain: str) -> dict[str, Any]:
+        """The text and all fields; ``id`` is the same however often a message is sent."""
+        time = times.iso(self.reference_time)
+        return {
+            "id": f"{domain}/{self.rule.key}/{time}/{self.event}",
+            "text": self.text,
+            "event": self.event,
+            "domain": domain,
+            "place": self.rule.place,
+            "minutes": self.rule.minutes,
+            "amount_mm": round(self.amount_mm, 2),
+            "threshold_mm": self.rule.amount_mm,
+            "clear_mm": self.rule.clear_mm,
+            "reference_time": time,
+            "raised_at": times.iso(self.raised_at),
+        }
+
+
+def next_state(
+    state: State, rules: Sequence[WarningRule], amounts: dict[str, float | None], reference_time: datetime
+) -> tuple[State, list[Message]]:
+    """The state after a cycle, and what is to be told.
+
+    A warning is raised by an amount of ``amount_mm`` or more, and is over when the amount was below ``clear_mm`` in
+    two cycles in a row. A cycle that is not newer than the last changes nothing.
+
+    Args:
+        amounts: by key of the rule, mm; None, or no key, is no forecast, which changes nothing for that rule.
+    """
+    if state.reference_time is not None and reference_time <= state.reference_time:
+        return state, []
+    after: dict[str, RuleState] = {}
+    messages = []
+    for rule in rules:
+        stands, amount = state.rules.get(rule.key, RuleState()), amounts.get(rule.key)
+        raised_at = stands.raised_at
+        if amount is None:
+            pass
+        elif raised_at is None:
+            if amount >= rule.amount_mm:
+                stands = RuleState(raised_at=reference_time)
+                messages.append(Message("raised", rule, amount, reference_time, reference_time))
+        elif amount >= rule.clear_mm:
+            stands = replace(stands, calm=0)
+        elif stands.calm + 1 < CALM_CYCLES:
+            stands = replace(stands, calm=stands.calm + 1)
+        else:
+            messages.append(Message("cleared", rule, amount, reference_time, raised_at))
+            stands = RuleState()
+        after[rule.key] = stands
+    return State(reference_time, after), messages
