@@ -28,6 +28,8 @@ from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
 from pipeline.logs import log_context
 from pipeline.storage import Store
+from pipeline.verification.compared import model_key
+from pipeline.verification.quality import known_quality
 from pipeline.warnings.places import places_of
 
 if TYPE_CHECKING:
@@ -179,8 +181,10 @@ def issue(
             stages = {"read": reading, "forecast": share}
             with log_context(domain=domain.name, reference_time=times.iso(time)):
                 try:
+                    model = model_key(made.frames.method, made.frames.model_checksum)
+                    quality = known_quality(domain, store, catalog, model, time)
                     outcomes[time] = publish.publish(
-                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages, places
+                        domain, store, catalog, lease, sequence, made, kind, clock.now(), stages, places, quality
                     )
                 except LeaseLost as err:
                     outcomes[time] = publish.Outcome(time, "held", reason=str(err))

@@ -13,7 +13,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 # attributes that may differ between two files with the same content
-# the last three come from the catalog, which loses them when it is rebuilt; the frames' own checksums are in the digest
+# what is known of radars comes from the catalog, which loses it when it is rebuilt; the frames' checksums are in the
+# digest. What is known of the skill depends on when the product is made
 VOLATILE = frozenset(
     {
         "date_created",
@@ -24,6 +25,8 @@ VOLATILE = frozenset(
         "input_offsets_s",
         "radars_used",
         "radars_carried_on",
+        "verified_skill_24h",
+        "verified_skill_30d",
     }
 )
 FILL = -32768

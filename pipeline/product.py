@@ -1,5 +1,6 @@
 """The forecast as a CF-1.8 / ACDD-1.3 NetCDF file, and the companion with the baselines' frames."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -87,8 +88,18 @@ def analysis(domain: Domain, sequence: InputSequence) -> NDArray[np.float32]:
     return np.where(sequence.observed[-1], rates[sequence.rain[-1]], np.float32(np.nan))
 
 
-def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, identity: Identity) -> xr.Dataset:
-    """The product with packed variables, rows from north to south."""
+def build(
+    domain: Domain,
+    sequence: InputSequence,
+    forecast: ForecastFrames,
+    identity: Identity,
+    quality: Mapping[str, str] | None = None,
+) -> xr.Dataset:
+    """The product with packed variables, rows from north to south.
+
+    Args:
+        quality: attributes that say how good such forecasts were lately; no part of the content digest.
+    """
     rates = rate_table(domain.zr, domain.scale, sequence.source.drizzle_floor_mm_h)
     uncovered = forecast.state == NO_COVERAGE
     rate = np.where(uncovered, np.nan, rates[forecast.rain])
@@ -143,7 +154,8 @@ def build(domain: Domain, sequence: InputSequence, forecast: ForecastFrames, ide
         **_probabilities(forecast.exceedance, uncovered, fields, {**located, **model_result}),
         **_coordinates(sequence, leads),
     }
-    return xr.Dataset(variables, attrs=_attributes(domain, sequence, forecast, identity, leads))
+    attrs = _attributes(domain, sequence, forecast, identity, leads) | dict(quality or {})
+    return xr.Dataset(variables, attrs=attrs)
 
 
 def _reflectivities(domain: Domain) -> list[tuple[str, str]]:

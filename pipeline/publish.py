@@ -3,7 +3,7 @@
 import json
 import logging
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -68,10 +68,11 @@ def publish(
     now: datetime,
     stages: dict[str, float],
     places: Sequence[Place] = (),
+    quality: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Written beside, read back, then renamed and recorded while the lease is ours; ``latest`` and warnings come last.
 
-    The forecasts of ``places`` are files beside the product.
+    The forecasts of ``places`` are files beside the product; ``quality`` is what it says of its verified skill.
     """
     started = clock.perf_counter()
     time = sequence.reference_time
@@ -82,7 +83,7 @@ def publish(
     with ExitStack() as held:
         new_product, new_baselines = (held.enter_context(store.new_file(target)) for target in (path, beside))
         packing.write(baselines, new_baselines)
-        built = product.build(domain, sequence, made.frames, identity)
+        built = product.build(domain, sequence, made.frames, identity, quality)
         packing.write(built, new_product)
         companions = [(new_baselines, beside)]
         if places:

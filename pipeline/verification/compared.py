@@ -17,16 +17,20 @@ from pipeline.verification.scoring import Compared
 BASELINES = ("optical_flow", "last_frame")
 
 
-def model_key(row: Row) -> str:
-    """Name of what made a forecast: the method, with the checksum of its weights."""
-    checksum = row["model_checksum"][:8]
-    return f"{row['method']}-{checksum}" if checksum else str(row["method"])
+def model_key(method: str, checksum: str) -> str:
+    """Name of what made a forecast: the method, with the checksum of its weights if it has some."""
+    return f"{method}-{checksum[:8]}" if checksum else method
+
+
+def made_by(row: Row) -> str:
+    """``model_key`` of a published forecast."""
+    return model_key(row["method"], row["model_checksum"])
 
 
 def scores_key(row: Row, domain: Domain) -> str:
     """Under which name forecasts are scored together: what made them, and what else than the baselines is compared."""
     others = ".".join(domain.verification.references)
-    return f"{model_key(row)}.with.{others}" if others else model_key(row)
+    return f"{made_by(row)}.with.{others}" if others else made_by(row)
 
 
 def methods_of(row: Row, domain: Domain) -> list[str]:

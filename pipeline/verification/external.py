@@ -26,7 +26,7 @@ from pipeline.frames.grayscale import NO_COVERAGE, Pixels, pixel_of_rate, pixel_
 from pipeline.grids import Grid
 from pipeline.storage import Store
 from pipeline.verification import compared
-from pipeline.verification.rules import Rules, pixel_tables, rules_of
+from pipeline.verification.rules import Rules, pixel_tables
 from pipeline.verification.scoring import Compared
 from pipeline.verification.verify import Due, SumsFiles, VerifyResult, frame_checksums, published
 
@@ -85,8 +85,7 @@ def verify_external(
     if source is None:
         raise NotForecast(f"{domain.name} has no frame to verify against; run `nowcast ingest {domain.name}` first")
     result = VerifyResult()
-    rules = rules_of(domain, source)
-    scorer = SumsFiles(domain, store, catalog, archive, rules, result)
+    scorer = SumsFiles(domain, store, catalog, archive, source, result)
     by_file: dict[tuple[Path, str], list[tuple[Row, Path, datetime]]] = defaultdict(list)
     for path in paths:
         try:
@@ -95,11 +94,11 @@ def verify_external(
         except (BadInput, OSError, ValueError, KeyError) as err:
             result.failed.append((str(path), str(err)))
             continue
-        key = f"{name}.with.{compared.model_key(row)}"
+        key = f"{name}.with.{compared.made_by(row)}"
         by_file[store.scores(domain.name, "external", key, times.day_of(time)), key].append((row, path, time))
     for (into, key), found in by_file.items():
         done = result.scored + result.unchanged + len(result.failed)
-        items = [item for one in found if (item := _due(scorer, domain, store, rules, *one, name)) is not None]
+        items = [item for one in found if (item := _due(scorer, *one, name)) is not None]
         result.waiting += len(found) - len(items)
         methods = [name, *compared.methods_of(found[0][0], _plain(domain))]
         # a file that was made by other rules is made again from what the pattern gives
@@ -120,9 +119,8 @@ def _plain(domain: Domain) -> Domain:
     return domain.model_copy(update={"verification": domain.verification.model_copy(update={"references": ()})})
 
 
-def _due(
-    scorer: SumsFiles, domain: Domain, store: Store, rules: Rules, row: Row, path: Path, time: datetime, name: str
-) -> Due | None:
+def _due(scorer: SumsFiles, row: Row, path: Path, time: datetime, name: str) -> Due | None:
+    domain, store = scorer.domain, scorer.store
     plain = _plain(domain)
     methods = [name, *compared.methods_of(row, plain)]
     content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -132,7 +130,10 @@ def _due(
         return None
 
     def load() -> list[Compared]:
-        return [read_external(path, domain, rules, name), *compared.of_product(plain, store, scorer.archive, row)]
+        return [
+            read_external(path, domain, scorer.rules, name),
+            *compared.of_product(plain, store, scorer.archive, row),
+        ]
 
     return Due(time, str(path), digest, load)
 

@@ -1,8 +1,10 @@
 """Files of verification sums: one per domain, kind, compared methods and day, replaced atomically."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,6 +32,8 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(OF_ENSEMBLES, ("structure_lead", "pixel_set")),
     "members": (),
     "observations_digest": ("byte",),
+    # JSON of ``place_records``, UTF-8, filled up with 0
+    "places": ("character",),
 }
 
 
@@ -40,19 +44,27 @@ class ForecastSums:
     Attributes:
         reference_time: seconds since 1970.
         observations_digest: SHA-256 in hexadecimal of what they depend on, see ``verify``.
+        places: what was said of places and what came there, see ``place_records``.
     """
 
     reference_time: int
     observations_digest: str
     sums: scoring.Sums
+    places: dict[str, Any] = field(default_factory=dict)
 
 
 def to_dataset(rows: Iterable[ForecastSums], methods: list[str], rules: Rules) -> xr.Dataset:
     """Arrays with ``reference_time`` first, in order of time; what only some forecasts have is 0 in the others."""
     ordered = sorted(rows, key=lambda row: row.reference_time)
+    said = [json.dumps(row.places, sort_keys=True).encode() for row in ordered]
+    longest = max(map(len, said))
     content = [
-        {**row.sums, "observations_digest": np.frombuffer(bytes.fromhex(row.observations_digest), np.uint8)}
-        for row in ordered
+        {
+            **row.sums,
+            "observations_digest": np.frombuffer(bytes.fromhex(row.observations_digest), np.uint8),
+            "places": np.frombuffer(text.ljust(longest, b"\0"), np.uint8),
+        }
+        for row, text in zip(ordered, said, strict=True)
     ]
     shapes = {name: values for one in content for name, values in one.items()}
     variables: dict[str, xr.Variable] = {}
@@ -94,6 +106,11 @@ def digests(data: xr.Dataset) -> dict[int, str]:
     return dict(zip(data["reference_time"].values.tolist(), made, strict=True))
 
 
+def places(data: xr.Dataset) -> list[dict[str, Any]]:
+    """What was said of places, and what came there, of each reference time."""
+    return [json.loads(row.astype(np.uint8).tobytes().rstrip(b"\0")) for row in data["places"].values]
+
+
 def merge(old: xr.Dataset | None, new: xr.Dataset) -> xr.Dataset:
     """``new`` beside those reference times of ``old`` that it does not replace.
 
@@ -107,6 +124,8 @@ def merge(old: xr.Dataset | None, new: xr.Dataset) -> xr.Dataset:
 
 def join(parts: list[xr.Dataset]) -> xr.Dataset:
     """Reference times of files of one layout in one dataset; what a part does not have is 0 there."""
+    longest = max(part.sizes["character"] for part in parts)
+    parts = [part.pad(character=(0, longest - part.sizes["character"]), constant_values=0) for part in parts]
     models = {name: part[name] for part in parts for name in part.variables}
     filled = []
     for part in parts:

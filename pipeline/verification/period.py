@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
+from datetime import datetime, timedelta
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Verified:
         reference_times: of all forecasts, seconds since 1970, rising.
         each: name -> (forecast, method, lead[, threshold]) on the common pixels.
         members: of an ensemble; 0 for others.
+        places: of each forecast, see ``place_records``.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Verified:
     reference_times: NDArray[np.int64]
     each: Sums
     members: int
+    places: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -102,16 +105,36 @@ def read_period(
     groups: dict[tuple[str, ...], list[xr.Dataset]] = {}
     for row in catalog.read(query):
         try:
-            data = files.read(store.root / row["path"])
-        except (OSError, ValueError) as err:
+            day = tables.from_seconds(row["day"])
+            last = day + timedelta(days=1) - domain.cadence
+            # a day that is over and wanted whole is read once in the life of a process
+            whole = start <= day and last <= end and (known_by is None or last + domain.horizon <= known_by)
+            data: xr.Dataset | None
+            if whole:
+                data = _whole_day(store.root / row["path"], row["content_digest"])
+            else:
+                data = _part_of_day(store.root / row["path"], start, end, known_by)
+        except (OSError, ValueError, KeyError) as err:
             raise StoreUnavailable(f"{row['path']}: {err}; `nowcast verify {domain.name}` makes it again") from err
-        when = data["reference_time"].values
-        data = data.isel(reference_time=(when >= times.seconds(start)) & (when <= times.seconds(end)))
-        if data.sizes["reference_time"]:
+        if data is not None:
             key = (row["kind"], row["model"], str(data.attrs["methods"]), str(data.attrs["rules"]))
-            groups.setdefault(key, []).append(_by_block(data if known_by is None else _until(data, known_by)))
+            groups.setdefault(key, []).append(data)
     found = [_verified(key[1], key[0], key[2].split(), parts) for key, parts in groups.items()]
     return sorted(found, key=lambda one: -len(one.reference_times))
+
+
+@lru_cache(maxsize=64)
+def _whole_day(path: Path, content_digest: str) -> xr.Dataset:
+    return _by_block(files.read(path))
+
+
+def _part_of_day(path: Path, start: datetime, end: datetime, known_by: datetime | None) -> xr.Dataset | None:
+    data = files.read(path)
+    when = data["reference_time"].values
+    data = data.isel(reference_time=(when >= times.seconds(start)) & (when <= times.seconds(end)))
+    if not data.sizes["reference_time"]:
+        return None
+    return _by_block(data if known_by is None else _until(data, known_by))
 
 
 def _until(data: xr.Dataset, known_by: datetime) -> xr.Dataset:
@@ -134,7 +157,7 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
     found: dict[str, xr.Variable] = {}
     frames = xr.Variable(data["pairs"].dims, (data["pairs"].values > 0).astype(np.int64))
     for name, variable in (*((str(k), v) for k, v in data.variables.items()), ("frames", frames)):
-        if name in ("reference_time", "observations_digest", "members"):
+        if name in ("reference_time", "observations_digest", "members", "places"):
             continue
         if "reference_time" not in variable.dims:
             found[name] = variable
@@ -146,6 +169,7 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
     for name in OF_EACH:
         common = data[name].isel(pixel_set=PIXEL_SETS.index("common")).variable
         found[f"each_{name}"] = common
+    found["places"] = data["places"].variable
     if "members" in data:
         found["each_members"] = data["members"].variable
     return xr.Dataset(found, attrs=data.attrs)
@@ -175,4 +199,5 @@ def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Data
         reference_times=joined("reference_time", "reference_time"),
         each=each,
         members=int(members.max()),
+        places=[one for part in parts for one in files.places(part)],
     )

@@ -17,12 +17,13 @@ from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, LeaseLost, NotForecast
-from pipeline.frames.archive import Archive
+from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import Frame
 from pipeline.ingest import forget_damaged
 from pipeline.storage import Store
 from pipeline.verification import compared, files
-from pipeline.verification.rules import Rules, pixel_tables, rules_of
+from pipeline.verification.place_records import ObservedPlaces
+from pipeline.verification.rules import pixel_tables, rules_of
 from pipeline.verification.scoring import Compared, Scorer
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,10 @@ class Observations:
 
     def of(self, reference_time: datetime) -> list[Frame | None]:
         """The frame of each lead time; None where none came."""
-        return [self._read(time) for time in valid_times(self.domain, reference_time)]
+        return [self.read(time) for time in valid_times(self.domain, reference_time)]
 
-    def _read(self, time: datetime) -> Frame | None:
+    def read(self, time: datetime) -> Frame | None:
+        """The frame of an instant; None where none came, or its object is damaged."""
         if time not in self._kept:
             try:
                 self._kept[time] = self.archive.read(time)
@@ -81,7 +83,7 @@ class Observations:
                 log.warning("%s", err)
                 forget_damaged(self.archive, self.catalog, self.domain, time)
                 self._kept[time] = None
-            while len(self._kept) > 2 * self.domain.lead_frames:
+            while len(self._kept) > 2 * self.domain.lead_frames + 8:
                 self._kept.popitem(last=False)
         return self._kept[time]
 
@@ -106,7 +108,7 @@ def verify(
     if source is None:
         result.waiting = len(rows)
         return result
-    scorer = SumsFiles(domain, store, catalog, archive, rules_of(domain, source), result)
+    scorer = SumsFiles(domain, store, catalog, archive, source, result)
     by_file: dict[tuple[Path, str], list[Row]] = defaultdict(list)
     for row in rows:
         day = times.day_of(tables.from_seconds(row["reference_time"]))
@@ -132,7 +134,7 @@ def verify(
             rows = [
                 row
                 for row in published(catalog, domain, day, day.replace(hour=23, minute=59, second=59))
-                if row["kind"] == due[0]["kind"] and compared.model_key(row) == compared.model_key(due[0])
+                if row["kind"] == due[0]["kind"] and compared.made_by(row) == compared.made_by(due[0])
             ]
             known = frame_checksums(catalog, domain, day, day.replace(hour=23, minute=59, second=59))
             return [item for row in rows if (item := scorer.due(row, known)) is not None]
@@ -167,13 +169,20 @@ class SumsFiles:
     """Makes the files of sums of one domain by one set of rules."""
 
     def __init__(
-        self, domain: Domain, store: Store, catalog: Catalog, archive: Archive, rules: Rules, result: VerifyResult
+        self,
+        domain: Domain,
+        store: Store,
+        catalog: Catalog,
+        archive: Archive,
+        source: FrameSource,
+        result: VerifyResult,
     ) -> None:
         self.domain, self.store, self.catalog, self.archive = domain, store, catalog, archive
-        self.rules, self.result = rules, result
-        self._scorer = Scorer(rules, pixel_tables(domain, rules))
+        self.rules, self.result = rules_of(domain, source), result
+        self._scorer = Scorer(self.rules, pixel_tables(domain, self.rules))
         self._observations = Observations(domain, archive, catalog)
-        self._rules_json = rules.to_json()
+        self._places = ObservedPlaces(domain, source, self._observations.read)
+        self._rules_json = self.rules.to_json()
 
     def due(self, row: Row, checksums: dict[int, str]) -> Due | None:
         """A published forecast; None if no observation of it has arrived."""
@@ -240,7 +249,10 @@ class SumsFiles:
                         log.warning("cannot verify %s: %s", item.label, err)
                         self.result.failed.append((item.label, str(err)))
                         continue
-                    made.append(files.ForecastSums(seconds, item.digest, sums))
+                    records = {}
+                    if item.row is not None and self._places.places:
+                        records = self._places.records(self.store.root / item.row["path"], item.reference_time)
+                    made.append(files.ForecastSums(seconds, item.digest, sums, records))
                 else:
                     self.result.unchanged += 1
                 if item.row is not None:

@@ -1,0 +1,66 @@
+"""How good such forecasts were lately: what each product says of itself."""
+
+import logging
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from pipeline import times
+from pipeline.catalog import Catalog
+from pipeline.domain import Domain
+from pipeline.errors import StoreUnavailable
+from pipeline.storage import Store
+from pipeline.verification import scores
+from pipeline.verification.period import Verified, read_period
+from pipeline.verification.summary import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
+
+log = logging.getLogger(__name__)
+
+SPANS = {"verified_skill_24h": timedelta(hours=24), "verified_skill_30d": timedelta(days=30)}
+
+
+def known_quality(domain: Domain, store: Store, catalog: Catalog, model: str, time: datetime) -> dict[str, str]:
+    """Attributes of a product: the skill that was verified by its reference time, of the last 24 hours and 30 days.
+
+    A verification that cannot be read never harms a forecast; the attribute then says so.
+
+    Args:
+        model: what made the product, see ``compared.model_key``.
+        time: nothing observed later is known.
+    """
+    found = {}
+    for name, span in SPANS.items():
+        try:
+            verified = read_period(store, catalog, domain, time - span, time, known_by=time)
+        except StoreUnavailable as err:
+            log.warning("%s of %s: %s", name, domain.name, err)
+            found[name] = "not measured: the scores cannot be read"
+            continue
+        same = [one for one in verified if one.model == model and one.kind != "external"]
+        found[name] = (
+            _said(same[0], time) if same else f"not measured: no forecast of {model} was verified in this time"
+        )
+    return found
+
+
+def _said(verified: Verified, time: datetime) -> str:
+    lead_axis, total = verified.axes["lead"], verified.total
+    t = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
+    value = scores.csi(*(total[name][:, :, t, 0] for name in ("hits", "misses", "false_alarms")))
+    method, other = verified.methods[:2]
+    parts = []
+    for lead in nearest(lead_axis, HEADLINE_LEADS):
+        if np.isnan(value[:2, lead]).any():
+            parts.append(f"{lead_axis[lead]} min not measured")
+        else:
+            parts.append(f"{lead_axis[lead]} min {value[0, lead]:.2f} against {value[1, lead]:.2f} of {other}")
+    if "last_frame" in verified.methods[1:]:
+        ahead = value[0] > value[verified.methods.index("last_frame")]
+        count = len(ahead) if ahead.all() else int(np.argmin(ahead))
+        last = (
+            f"better than the last frame up to {lead_axis[count - 1]} min" if count else "no better than the last frame"
+        )
+        parts.append(last)
+    count, kind = int(total["observed"].max()), verified.kind
+    threshold = f"{verified.axes['threshold'][t]:g} mm/h"
+    return f"CSI of {method} at {threshold}, {count} {kind} forecasts known by {times.iso(time)}: " + "; ".join(parts)
