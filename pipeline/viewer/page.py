@@ -19,7 +19,7 @@ from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError, StoreUnavailable
 from pipeline.storage import Store
 from pipeline.viewer import coast
-from pipeline.viewer.forecast import read_shown
+from pipeline.viewer.forecast import read_forecast
 from pipeline.viewer.mercator import MercatorImage
 
 HERE = Path(__file__).parent
@@ -57,16 +57,16 @@ def write_page(
     path = store.root / row["path"]
     if not path.is_file():
         raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
-    shown = read_shown(domain, store, path)
+    content, image = read_forecast(domain, store, path)
     folder = out or store.view(domain.name)
     for name in OURS:
         _publish(store, folder / name, (HERE / "static" / name).read_bytes())
     for name in LIBRARY:
         _publish(store, folder / name, library[name])
-    _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[WORLD], shown.image)))
+    _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[WORLD], image)))
     time = tables.from_seconds(row["reference_time"])
     data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
-    _publish(store, data, script("nowcastData", {"file": data.name, **shown.content}))
+    _publish(store, data, script("nowcastData", {"file": data.name, **content}))
     _publish(store, folder / "latest.js", script("nowcastLatest", {"file": data.name}))
     _remove_old(folder, data)
     return ViewWritten(folder / "index.html", data, time, row["kind"], row["method"])
@@ -91,12 +91,12 @@ def newest_forecast(domain: Domain, catalog: Catalog, reference_time: datetime |
 
 
 def script(function: str, value: Any) -> bytes:
-    """JSON as the argument of a global function, such that no text in it can end the script or a line of it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """JSON in ASCII as the argument of a global function, such that no text in it can end the script or its line."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     # in JSON these stand in strings only
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return f"{function}({text});\n".encode()
+    return f"{function}({text});\n".encode("ascii")
 
 
 def _library(vendor: Path) -> dict[str, bytes]:
