@@ -73,12 +73,14 @@
 
   function drawPlaces() {
     places.clearLayers();
-    for (const place of forecast.places) {
-      const style = { color: "#8a0f5c", weight: 2, fillOpacity: place.kind === "point" ? 0.9 : 0 };
-      const drawn = place.kind === "point"
-        ? L.circleMarker([place.latitude, place.longitude], { ...style, radius: 5 })
-        : L.polygon(place.rings.map((ring) => ring.map(([lon, lat]) => [lat, lon])), style);
-      drawn.bindTooltip(element("span", {}, place.name)).addTo(places);
+    const areas = forecast.places.filter((place) => place.kind !== "point");
+    for (const place of [...areas, ...forecast.places.filter((one) => !areas.includes(one))]) { // points on top
+      const style = { color: "#8a0f5c", weight: 2 };
+      const drawn = areas.includes(place)
+        ? L.polygon(place.rings.map((ring) => ring.map(([lon, lat]) => [lat, lon])), { ...style, fillOpacity: 0 })
+        : L.circleMarker([place.latitude, place.longitude], { ...style, radius: 5, fillOpacity: 0.9 });
+      // an element: a string would be read as HTML
+      drawn.bindTooltip(element("span", {}, place.name), { sticky: true }).addTo(places);
     }
   }
 
@@ -529,7 +531,14 @@
   onClick("help", openHelp);
   by("panel-close").addEventListener("click", closePanel);
   by("slider").addEventListener("input", () => step(Number(by("slider").value)));
-  by("layer").addEventListener("change", () => choose(forecast.layers.find((one) => one.key === by("layer").value)));
+  // who chose with the pointer goes on with the page's keys; who chose with the keyboard stays in the list
+  let pointed = false;
+  by("layer").addEventListener("pointerdown", () => { pointed = true; });
+  by("layer").addEventListener("keydown", () => { pointed = false; });
+  by("layer").addEventListener("change", () => {
+    choose(forecast.layers.find((one) => one.key === by("layer").value));
+    if (pointed) by("layer").blur();
+  });
 
   poll();
   setInterval(poll, POLL_S * 1000);
