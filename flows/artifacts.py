@@ -30,6 +30,6 @@ def publish_view(domain: str, written: Any) -> None:
 
     text = (
         f"# Forecast page of {domain}\n\nThe page lies at `{written.page}`. It shows the {written.kind} forecast of "
-        f"{written.reference_time:%Y-%m-%d %H:%M} UTC, made by {written.method}."
+        f"{written.reference_time}, made by {written.method}."
     )
     create_markdown_artifact(text, key=f"view-{domain}".replace("_", "-"))

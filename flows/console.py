@@ -181,9 +181,7 @@ def print_view(written: Any, as_json: bool) -> None:
         print_json(written)
         return
     out.print(f"page     {escape(str(written.page))}")
-    out.print(
-        f"shows    {written.kind} forecast of {written.reference_time:%Y-%m-%d %H:%M} UTC, {escape(written.method)}"
-    )
+    out.print(f"shows    {written.kind} forecast of {written.reference_time}, {escape(written.method)}")
 
 
 def print_training(result: Any, as_json: bool) -> None:

@@ -23,7 +23,7 @@ from pipeline.viewer.forecast import read_forecast
 from pipeline.viewer.mercator import MercatorImage
 
 HERE = Path(__file__).parent
-OURS = ("index.html", "viewer.js", "series.js", "viewer.css")
+OURS = ("index.html", "viewer.css", "viewer.js", "series.js", "frames.js", "words.js")
 LIBRARY = ("leaflet.js", "leaflet.css", "leaflet.LICENSE")
 WORLD = "countries-10m.json"
 DATA_FILE = re.compile(r"frames-\d{8}T\d{6}Z-(issued|hindcast)-r\d+\.js")
@@ -37,7 +37,7 @@ class ViewWritten:
 
     page: Path
     data: Path
-    reference_time: datetime
+    reference_time: str
     kind: str
     method: str
 
@@ -52,8 +52,8 @@ def write_page(
         SettingsError: the map library was not installed, or the archive was made with other settings.
         StoreUnavailable: the product is damaged, or the page cannot be written.
     """
-    library = _library(HERE / "vendor")
     row = newest_forecast(domain, catalog, reference_time)
+    library = _library(HERE / "vendor")
     path = store.root / row["path"]
     if not path.is_file():
         raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
@@ -69,7 +69,7 @@ def write_page(
     _publish(store, data, script("nowcastData", {"file": data.name, **content}))
     _publish(store, folder / "latest.js", script("nowcastLatest", {"file": data.name}))
     _remove_old(folder, data)
-    return ViewWritten(folder / "index.html", data, time, row["kind"], row["method"])
+    return ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
 
 
 def newest_forecast(domain: Domain, catalog: Catalog, reference_time: datetime | None) -> Row:
@@ -103,7 +103,9 @@ def _library(vendor: Path) -> dict[str, bytes]:
     try:
         return {name: (vendor / name).read_bytes() for name in (*LIBRARY, WORLD)}
     except FileNotFoundError as err:
-        raise SettingsError(f"the map library is not installed, {err.filename} is missing; `make viewer`") from err
+        raise SettingsError(
+            f"the map library is not installed ({err.filename} is missing); `make viewer` does it"
+        ) from err
 
 
 def _coast(world: bytes, image: MercatorImage) -> dict[str, Any]:

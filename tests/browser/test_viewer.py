@@ -274,6 +274,9 @@ def test_a_newer_forecast_comes_in_without_a_reload(address, visit, folder, root
     page.keyboard.press("ArrowRight")
     assert shown(page) == "rate last_frame 2024-06-01T02:10:00.000Z"
     page.keyboard.press("+")
+    page.keyboard.press("c")
+    page.get_by_text("Values as a table").click()
+    page.get_by_role("button", name="Play").focus()
     page.wait_for_timeout(100)
     before = seen_from_the_middle(page)
     operations.backfill(root, "small", T0 + STEP, T0 + STEP, T0 + timedelta(days=1))
@@ -284,6 +287,8 @@ def test_a_newer_forecast_comes_in_without_a_reload(address, visit, folder, root
     assert page.locator("#offset").inner_text() == "now, observed"
     assert seen_from_the_middle(page) == pytest.approx(before, abs=1)
     assert page.evaluate("window.mark") == "the same page"
+    page.wait_for_function("document.querySelector('tbody tr.now th').textContent.startsWith('02:10')")
+    assert page.get_by_text("02:50").last.is_visible() and page.evaluate("document.activeElement.id") == "play"
 
 
 def test_a_late_forecast_says_how_old_it_is(folder, address, visit):

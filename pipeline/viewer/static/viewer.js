@@ -7,10 +7,9 @@
   const MS_PER_MINUTE = 50; // of the loop: ten minutes of rain pass in half a second
   const PAUSE_AT_END = 4; // frames
   const POLL_S = Number(new URLSearchParams(location.search).get("poll")) || 60;
-  const LATE_CADENCES = 3;
-  const NOTHING_SEEN = 255;
-  const MINUTE = 60000;
 
+  const { NOTHING_SEEN, CanvasOverlay, palette, paint, cellOf } = nowcastFrames;
+  const { readable, date, clock, offset, degrees } = nowcastWords;
   const { element } = nowcastSeries;
   const by = (id) => document.getElementById(id);
   const moving = matchMedia("(prefers-reduced-motion: reduce)");
@@ -20,7 +19,7 @@
   let index = 0;
   let playing = false;
   let timer = 0;
-  let point = null; // {latlng, marker, series} of the open time series
+  let point = null; // {latlng, marker, chart} of the open time series
   let opener = null;
   let coast = null;
   let loading = "";
@@ -29,14 +28,6 @@
   // ---- the map ----
 
   const canvas = document.createElement("canvas");
-  // an image overlay whose image is drawn here, so that a frame changes at once and exactly
-  const CanvasOverlay = L.ImageOverlay.extend({
-    _initImage() {
-      this._image = this._url;
-      L.DomUtil.addClass(this._image, "leaflet-image-layer rain");
-      if (this._zoomAnimated) L.DomUtil.addClass(this._image, "leaflet-zoom-animated");
-    },
-  });
   let map = null, overlay = null, places = null;
 
   function makeMap() {
@@ -86,29 +77,13 @@
 
   // ---- frames ----
 
-  const decoding = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-
-  /** The values of a frame, 0-255; decoded once. */
-  async function decode(frame) {
-    if (frame.values) return frame.values;
-    const image = new Image();
-    image.src = frame.png;
-    await image.decode();
-    const { columns, rows } = forecast;
-    decoding.canvas.width = columns;
-    decoding.canvas.height = rows;
-    decoding.drawImage(image, 0, 0);
-    const pixels = decoding.getImageData(0, 0, columns, rows).data;
-    const values = new Uint8Array(columns * rows);
-    let sum = 0;
-    for (let n = 0; n < values.length; n++) sum += values[n] = pixels[4 * n];
-    if (sum !== frame.sum) {
+  async function decode(frame, of = forecast) {
+    const values = await nowcastFrames.decode(frame, of);
+    if (frame.altered && !faults.image) {
       faults.image = "This browser alters what pages read from images (a privacy setting), so colours and values here "
         + "are not exact. Allow it for this page, or use another browser.";
       drawStatus();
     }
-    frame.values = values;
-    frame.png = "";
     return values;
   }
 
@@ -123,50 +98,25 @@
   const frameAt = (of, n) => n < forecast.past.length ? forecast.past[n].frame : of.frames[n - forecast.past.length];
   const kindAt = (of, n) => n < forecast.past.length ? "rate" : of.kind;
 
-  function palette(classes) {
-    const table = new Uint8ClampedArray(4 * 256);
-    const paint = (n, colour, alpha) => table.set([1, 3, 5].map((c) => parseInt(colour.slice(c, c + 2), 16)).concat(alpha), 4 * n);
-    for (const { value, colour } of classes) for (let n = value; n < NOTHING_SEEN; n++) paint(n, colour, 255);
-    paint(NOTHING_SEEN, forecast.no_coverage_colour, 128);
-    return new Uint32Array(table.buffer);
-  }
-
   async function draw() {
-    const mine = forecast, frame = frameAt(layer, index), colours = mine.palettes[kindAt(layer, index)];
-    const asked = index, askedLayer = layer;
+    const mine = forecast, asked = [layer, index];
+    const frame = frameAt(...asked);
     const values = frame && await decode(frame);
-    if (forecast !== mine || index !== asked || layer !== askedLayer) return; // something newer is asked for
-    if (canvas.width !== mine.columns || canvas.height !== mine.rows) {
-      canvas.width = mine.columns;
-      canvas.height = mine.rows;
-    }
-    const context = canvas.getContext("2d");
-    if (!values) return void context.clearRect(0, 0, canvas.width, canvas.height);
-    const image = context.createImageData(canvas.width, canvas.height);
-    const cells = new Uint32Array(image.data.buffer);
-    for (let n = 0; n < cells.length; n++) cells[n] = colours[values[n]];
-    context.putImageData(image, 0, 0);
-    canvas.dataset.shown = `${layer.key} ${forecast.times[index].toISOString()}`;
+    if (forecast !== mine || layer !== asked[0] || index !== asked[1]) return; // something newer is asked for
+    paint(canvas, mine, values, mine.palettes[kindAt(...asked)]);
+    canvas.dataset.shown = `${layer.key} ${mine.times[index].toISOString()}`;
   }
 
   // ---- time and layer ----
-
-  const date = (time) => time.toISOString().slice(0, 10);
-  const clock = (time) => time.toISOString().slice(11, 16);
-
-  function offset(time) {
-    const minutes = Math.round((time - forecast.now) / MINUTE);
-    return minutes === 0 ? "now" : `${minutes > 0 ? "+" : "\u2212"}${Math.abs(minutes)} min`;
-  }
 
   function show(n) {
     index = Math.max(0, Math.min(forecast.times.length - 1, n));
     const time = forecast.times[index], past = index < forecast.past.length;
     const what = past ? (frameAt(layer, index) ? "observed" : "no radar frame") : "forecast";
     by("valid").textContent = `${date(time)} ${clock(time)} UTC`;
-    by("offset").textContent = `${offset(time)}, ${what}`;
+    by("offset").textContent = `${offset(time, forecast.now)}, ${what}`;
     by("slider").value = index;
-    by("slider").setAttribute("aria-valuetext", `${clock(time)} UTC, ${offset(time)}, ${what}`);
+    by("slider").setAttribute("aria-valuetext", `${clock(time)} UTC, ${offset(time, forecast.now)}, ${what}`);
     drawLegend();
     if (point && point.chart) point.chart.moveTo(time);
     return draw();
@@ -203,8 +153,6 @@
     const offered = forecast.layers.filter((one) => one.kind === kind);
     if (offered.length) choose(offered[(offered.indexOf(layer) + 1) % offered.length]);
   }
-
-  const readable = (name) => name.replaceAll("_", " ");
 
   function layersOf(content) {
     const rates = content.methods.map((method) => ({
@@ -258,41 +206,10 @@
 
   // ---- what the forecast says of itself ----
 
-  function age() {
-    const minutes = Math.floor((Date.now() - forecast.now) / MINUTE);
-    if (minutes < 120) return `${minutes} minutes`;
-    return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} hours` : `${Math.floor(minutes / 1440)} days`;
-  }
-
-  /** Times of day, those that follow each other as one: "03:00 to 03:20, 03:40 UTC". */
-  function list(times) {
-    const runs = [];
-    for (const time of times.map((text) => new Date(text))) {
-      const run = runs.at(-1);
-      if (run && time - run.at(-1) === forecast.cadence_minutes * MINUTE) run.push(time);
-      else runs.push([time]);
-    }
-    return runs.map((run) => clock(run[0]) + (run.length > 1 ? ` to ${clock(run.at(-1))}` : "")).join(", ") + " UTC";
-  }
-
-  function sentences() {
-    const said = [];
-    if (forecast) {
-      if (forecast.kind === "hindcast") said.push(["plain", "Hindcast, made from the archive."]);
-      else if (Date.now() - forecast.now > LATE_CADENCES * forecast.cadence_minutes * MINUTE) said.push(["", `This forecast is ${age()} old.`]);
-      if (forecast.fallback_reason) said.push(["", `Made by ${readable(forecast.method)} instead of ${forecast.model_name}: ${forecast.fallback_reason}`]);
-      if (forecast.filled_times.length) said.push(["", `No radar frame at ${list(forecast.filled_times)}; for the forecast it was filled from the frames beside it.`]);
-      if (forecast.missing_times.length) said.push(["", `No radar frame at ${list(forecast.missing_times)}; the forecast was made without.`]);
-      const told = [...forecast.filled_times, ...forecast.missing_times];
-      const gaps = forecast.gaps.filter((time) => !told.includes(time));
-      if (gaps.length) said.push(["plain", `The archive has no radar frame at ${list(gaps)}.`]);
-      said.push(...forecast.notes.map((note) => ["", note]));
-    }
-    return [...said, ...Object.values(faults).filter(Boolean).map((text) => ["", text])];
-  }
-
   function drawStatus() {
-    const said = sentences(), text = JSON.stringify(said);
+    const said = forecast ? nowcastWords.sentences(forecast) : [];
+    said.push(...Object.values(faults).filter(Boolean).map((fault) => ["", fault]));
+    const text = JSON.stringify(said);
     if (by("status").dataset.said === text) return; // a screen reader hears a change only
     by("status").dataset.said = text;
     by("status").replaceChildren(...said.map(([className, sentence]) => element("p", { className }, sentence)));
@@ -318,6 +235,9 @@
     by("panel-body").replaceChildren(...body);
     by("panel-body").scrollTop = 0;
     by("panel").hidden = false;
+  }
+
+  function focusPanel() {
     by("panel-title").focus({ preventScroll: true });
   }
 
@@ -334,31 +254,21 @@
     point = null;
   }
 
-  function degrees({ lat, lng }) {
-    const east = ((lng + 540) % 360) - 180;
-    return `${Math.abs(lat).toFixed(3)}\u00b0 ${lat < 0 ? "S" : "N"}, ${Math.abs(east).toFixed(3)}\u00b0 ${east < 0 ? "W" : "E"}`;
-  }
-
-  /** Position of a place in a frame's values; -1 outside. */
-  function cellOf({ lat, lng }) {
-    const [[south, west], [north, east]] = forecast.bounds;
-    const stretched = (latitude) => Math.asinh(Math.tan((latitude * Math.PI) / 180));
-    const column = Math.floor(((lng - west) / (east - west)) * forecast.columns);
-    const row = Math.floor(((stretched(north) - stretched(lat)) / (stretched(north) - stretched(south))) * forecast.rows);
-    const inside = column >= 0 && row >= 0 && column < forecast.columns && row < forecast.rows;
-    return inside ? row * forecast.columns + column : -1;
-  }
-
-  async function openSeries(latlng) {
+  /** renewed: for a newer forecast, which must not take the focus from where the reader is. */
+  async function openSeries(latlng, renewed = false) {
+    const open = renewed && Boolean(by("panel-body").querySelector("details")?.open);
     removePoint();
     const marker = L.circleMarker(latlng, { radius: 7, color: "#000", weight: 2, fillColor: "#fff", fillOpacity: 0.6, interactive: false });
     const mine = point = { latlng, marker: marker.addTo(map), chart: null };
-    openPanel(degrees(latlng), element("p", {}, "reading the frames"));
-    const cell = cellOf(latlng), from = forecast;
+    if (!renewed) {
+      openPanel(degrees(latlng), element("p", {}, "reading the frames"));
+      focusPanel();
+    }
+    const cell = cellOf(forecast, latlng), from = forecast;
     const value = async (frame, scale) => {
       if (!frame) return undefined;
       if (cell < 0) return null;
-      const found = (await decode(frame))[cell];
+      const found = (await decode(frame, from))[cell];
       return found === NOTHING_SEEN ? null : scale(found);
     };
     const points = (times, frames, scale) => Promise.all(frames.map(async (frame, n) => ({ time: times[n], value: await value(frame, scale) })));
@@ -379,9 +289,10 @@
       ...(some
         ? [nowcastSeries.keys(lines), mine.chart]
         : [element("p", {}, "No coverage: no radar of this domain sees this place.")]),
-      element("details", { open: false }, element("summary", {}, "Values as a table"), element("div", { className: "scroll", tabIndex: 0 }, table)),
+      element("details", { open }, element("summary", {}, "Values as a table"),
+        element("div", { className: "scroll", tabIndex: 0 }, table)),
     );
-    map.panInside(latlng, { padding: [40, 40], animate: false });
+    if (!renewed) map.panInside(latlng, { padding: [40, 40], animate: false });
   }
 
   function openAbout() {
@@ -400,6 +311,7 @@
     const verified = Object.entries(forecast.verified).map(([name, text]) => [readable(name.slice("verified_".length)), text]);
     openPanel("About this forecast", entries(facts),
       ...(verified.length ? [element("h3", {}, "Verified quality"), entries(Object.fromEntries(verified))] : []));
+    focusPanel();
   }
 
   const KEYS = [
@@ -415,6 +327,7 @@
       element("p", {}, "The loop shows the observed rain of the last hour, then the forecast. Click or tap the map for the time series of a place. Grey is where no radar sees; nothing is drawn where no rain was found."),
       element("h3", {}, "Keys"),
       element("dl", {}, ...KEYS.flatMap(([key, what]) => [element("dt", {}, element("kbd", {}, key)), element("dd", {}, what)])));
+    focusPanel();
   }
 
   // ---- a forecast comes in ----
@@ -429,7 +342,7 @@
     forecast.times = [...content.past.map((p) => p.time), ...content.lead_times].map((text) => new Date(text));
     forecast.now = new Date(content.reference_time);
     forecast.layers = layersOf(content);
-    forecast.palettes = { rate: palette(content.rate_classes), probability: palette(content.probability_classes) };
+    forecast.palettes = { rate: palette(content.rate_classes, content.no_coverage_colour), probability: palette(content.probability_classes, content.no_coverage_colour) };
     layer = forecast.layers.find((one) => before && one.key === before.key) ?? forecast.layers[0];
     const same = before ? forecast.times.findIndex((time) => +time === before.time) : -1;
     index = same < 0 ? forecast.past.length - 1 : same;
@@ -446,7 +359,7 @@
     drawPlaces();
     choose(layer);
     decodeAll(forecast);
-    if (point) openSeries(point.latlng);
+    if (point) openSeries(point.latlng, true);
     if (!before && !moving.matches) setPlaying(true);
   }
 
