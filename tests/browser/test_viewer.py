@@ -23,6 +23,7 @@ from tests.pipeline.cycles import STEP, T0, backfill, remove_frames
 sync_api = pytest.importorskip("playwright.sync_api", reason="`make test` installs playwright (extra `dev`)")
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+ON_ITS_SIDE = {"width": 844, "height": 390}
 HOSTILE = '<img src=x onerror="window.hostile=1"></script><script>window.hostile=1</script>'
 SHOWN = "document.querySelector('canvas.rain')?.dataset.shown"
 
@@ -299,7 +300,7 @@ def test_a_late_forecast_says_how_old_it_is(folder, address, visit):
     assert "Hindcast" not in page.get_by_role("status").inner_text()
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, ON_ITS_SIDE], ids=["desktop", "phone", "phone on its side"])
 def test_everything_has_its_place_on_the_screen(visit, folder, size):
     page = visit(folder.as_uri() + "/index.html", size)
     wide, high = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
