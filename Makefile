@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
 NEED_MB := 6000
+VIEWER := pipeline/viewer
 
-.PHONY: setup setup-dev demo test lint format benchmarks clean
+.PHONY: setup setup-dev demo test lint format benchmarks viewer viewer-if-possible clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed viewer-if-possible
 
-setup-dev: $(VENV)/.installed-dev
+setup-dev: $(VENV)/.installed-dev viewer-if-possible
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -31,10 +32,27 @@ $(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml constraints.txt
 	@$(PIP) -e '.[dev,compare]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed
+# the map library and the coasts of the forecast page; everything else works without them
+viewer: $(VIEWER)/vendor/.installed
+
+$(VIEWER)/vendor/.installed: $(VIEWER)/package.json $(VIEWER)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing (Debian: apt-get install npm)"; exit 1; }
+	@mkdir -p build/viewer $(VIEWER)/vendor
+	@cp $(VIEWER)/package.json $(VIEWER)/package-lock.json build/viewer
+	@cd build/viewer && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+	@cd build/viewer/node_modules && cp leaflet/dist/leaflet.js leaflet/dist/leaflet.css \
+	  world-atlas/countries-10m.json $(CURDIR)/$(VIEWER)/vendor
+	@cp build/viewer/node_modules/leaflet/LICENSE $(VIEWER)/vendor/leaflet.LICENSE
+	@touch $@
+
+viewer-if-possible:
+	@if command -v npm >/dev/null || test -e $(VIEWER)/vendor/.installed; then $(MAKE) --no-print-directory --silent viewer; \
+	  else echo "the forecast viewer is left out: it needs npm (Debian: apt-get install npm), then: make viewer"; fi
+
+demo: setup
 	$(VENV)/bin/nowcast demo
 
-test: $(VENV)/.installed-dev
+test: setup-dev
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.installed-dev
@@ -50,4 +68,4 @@ benchmarks: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest tests/benchmarks -s
 
 clean:
-	rm -rf $(VENV) nowcast-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VIEWER)/vendor build/viewer nowcast-demo .pytest_cache .mypy_cache .ruff_cache

@@ -23,3 +23,14 @@ def publish_page(domain: str, page: Any, summary: list[str], table: str) -> None
     said = "\n".join(f"- {sentence}" for sentence in summary)
     text = f"# Verification of {domain}\n\nThe page lies at `{page}`.\n\n{said}\n\n```\n{table}\n```"
     create_markdown_artifact(text, key=f"report-{domain}".replace("_", "-"))
+
+
+def publish_view(domain: str, written: Any) -> None:
+    """Where the forecast page lies, and which forecast it shows."""
+    from prefect.artifacts import create_markdown_artifact
+
+    text = (
+        f"# Forecast page of {domain}\n\nThe page lies at `{written.page}`. It shows the {written.kind} forecast of "
+        f"{written.reference_time}, made by {written.method}."
+    )
+    create_markdown_artifact(text, key=f"view-{domain}".replace("_", "-"))

@@ -218,6 +218,35 @@ def report(
 
 
 @app.command()
+def view(
+    domain: DomainName,
+    reference_time: Annotated[
+        datetime | None,
+        typer.Option("--reference-time", parser=parse_time, metavar="TIME", help="Default: the newest forecast."),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder; default: view in the root.")] = None,
+    config: Config = None,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    use_prefect: UsePrefect = False,
+) -> None:
+    """The page that shows a forecast on a map, past and future; open it from disk or from any web server."""
+    with errors_to_exit_codes():
+        settings = load_settings(config, changes, verbose)
+        settings.domain(domain)
+        if _flows_wanted(settings, use_prefect):
+            arguments = {"reference_time": reference_time, "out": str(folder) if folder else None}
+            written = _run_flow("view", settings, changes, domain=domain, **arguments)
+        else:
+            from pipeline import operations
+
+            with console.err.status("writing the page"):
+                written = operations.view(settings, domain, reference_time, folder)
+        console.print_view(written, as_json)
+
+
+@app.command()
 def train(
     domains: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Domains whose archive to train on.")],
     name: Annotated[str, typer.Option(help="Name of the model; also its folder below root/models.")] = "trained",

@@ -179,6 +179,15 @@ def print_page(page: Any, as_json: bool) -> None:
         out.print(escape(text), highlight=False)
 
 
+def print_view(written: Any, as_json: bool) -> None:
+    """Where the page lies and which forecast it shows."""
+    if as_json:
+        print_json(written)
+        return
+    out.print(f"page     {escape(str(written.page))}")
+    out.print(f"shows    {written.kind} forecast of {written.reference_time}, {escape(written.method)}")
+
+
 def print_training(result: Any, as_json: bool) -> None:
     """Where the checkpoint lies and how far the training came."""
     if as_json:

@@ -240,6 +240,16 @@ def report(
     )
 
 
+def view(settings: Settings, domain_name: str, reference_time: datetime | None, out: Path | None) -> Any:
+    """Write the page that shows a forecast on a map: that of ``reference_time``, or the newest."""
+    from pipeline.viewer.page import write_page
+
+    domain = settings.domain(domain_name)
+    store, catalog = open_root(settings)
+    with closing(catalog):
+        return write_page(domain, store, catalog, reference_time, out)
+
+
 class TrainingRequest(BaseModel):
     """What to train and how; see ``models.recipe.Recipe`` and ``models.training_config.TrainingConfig``.
 

@@ -82,6 +82,10 @@ class Store:
         """Default folder of reports."""
         return self.root / "reports" / domain
 
+    def view(self, domain: str) -> Path:
+        """Default folder of the forecast page."""
+        return self.root / "view" / domain
+
     def models(self) -> Path:
         """Checkpoints trained here."""
         return self.root / "models"

@@ -84,6 +84,7 @@ def test_run_says_where_the_product_lies(here):
         ("backfill small --from 2024-06-01T02:03Z --to 2024-06-01T02:07Z", 0, "no instant of the 10-minute axis"),
         ("train small --name convlstm", 2, "shipped model has this name"),
         ("report small", 2, "nowcast backfill small"),
+        ("view small", 2, "nowcast run small"),
         ("train small", 3, "nowcast ingest small"),
         ("train small --network nonesuch", 2, "wu2019_radar_3l"),
         ("train small --name ../evil", 2, "--name"),

@@ -66,6 +66,20 @@ def test_every_flow_once(prefect, config):
     assert "2 forecasts scored" in left["backfill-small"] and "last_frame" in left["report-small"]
 
 
+def test_the_view_flow_says_where_the_page_lies(prefect, config):
+    from pipeline.viewer import page
+
+    if not (page.HERE / "vendor" / ".installed").is_file():
+        pytest.skip("the map library is not installed: `make viewer` (Debian: apt-get install npm)")
+    from flows.nowcast import nowcast
+    from flows.view import view
+
+    nowcast("small", START, config=config)
+    written = view("small", START, config=config)
+    assert written.page.is_file() and written.method == "optical_flow"
+    assert str(written.page) in artifacts()["view-small"]
+
+
 def test_a_step_is_tried_again_only_where_the_world_can_fail(prefect):
     from prefect import flow
 

@@ -1,0 +1,134 @@
+"""The page's folder: fixed files, coasts, the frames of the newest forecasts, and last what names the newest.
+
+Data travel in scripts that call one function, since a page that is opened from disk may load nothing else.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import times
+from pipeline.catalog import Catalog, Row
+from pipeline.domain import Domain
+from pipeline.errors import NotForecast, SettingsError, StoreUnavailable
+from pipeline.storage import Store
+from pipeline.viewer import coast
+from pipeline.viewer.forecast import read_forecast
+from pipeline.viewer.mercator import MercatorImage
+
+HERE = Path(__file__).parent
+OURS = ("index.html", "viewer.css", "viewer.js", "series.js", "frames.js", "words.js")
+LIBRARY = ("leaflet.js", "leaflet.css", "leaflet.LICENSE")
+WORLD = "countries-10m.json"
+DATA_FILE = re.compile(r"frames-\d{8}T\d{6}Z-(issued|hindcast)-r\d+\.js")
+KEPT = 3
+MARGIN = 1.0  # of the extent of the domain on each side: what a wide screen shows around it
+
+
+@dataclass(frozen=True)
+class ViewWritten:
+    """The page, the file of its newest forecast, and which one that is."""
+
+    page: Path
+    data: Path
+    reference_time: str
+    kind: str
+    method: str
+
+
+def write_page(
+    domain: Domain, store: Store, catalog: Catalog, reference_time: datetime | None, out: Path | None
+) -> ViewWritten:
+    """Write or renew the page of a domain: the forecast of ``reference_time``, or the newest.
+
+    Raises:
+        NotForecast: there is no such forecast.
+        SettingsError: the map library was not installed, or the archive was made with other settings.
+        StoreUnavailable: the product is damaged, or the page cannot be written.
+    """
+    row = newest_forecast(domain, catalog, reference_time)
+    library = _library(HERE / "vendor")
+    path = store.root / row["path"]
+    if not path.is_file():
+        raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
+    content, image = read_forecast(domain, store, path)
+    folder = out or store.view(domain.name)
+    for name in OURS:
+        _publish(store, folder / name, (HERE / "static" / name).read_bytes())
+    for name in LIBRARY:
+        _publish(store, folder / name, library[name])
+    _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[WORLD], image)))
+    time = tables.from_seconds(row["reference_time"])
+    data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
+    _publish(store, data, script("nowcastData", {"file": data.name, **content}))
+    _publish(store, folder / "latest.js", script("nowcastLatest", {"file": data.name}))
+    _remove_old(folder, data)
+    return ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
+
+
+def newest_forecast(domain: Domain, catalog: Catalog, reference_time: datetime | None) -> Row:
+    """The newest published forecast, or that of ``reference_time``; of one time the issued before the hindcast.
+
+    Raises:
+        NotForecast: there is none.
+    """
+    c = tables.cycles.c
+    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published")
+    if reference_time is not None:
+        query = query.where(c.reference_time == times.seconds(reference_time))
+    order = (c.reference_time.desc(), (c.kind == "issued").desc(), c.revision.desc())
+    rows = catalog.read(query.order_by(*order).limit(1))
+    if not rows:
+        at = "" if reference_time is None else f" from {times.iso(reference_time)}"
+        raise NotForecast(f"no published forecast of {domain.name}{at}; `nowcast run {domain.name}` makes one")
+    return rows[0]
+
+
+def script(function: str, value: Any) -> bytes:
+    """JSON in ASCII as the argument of a global function, such that no text in it can end the script or its line."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    # in JSON these stand in strings only
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f"{function}({text});\n".encode("ascii")
+
+
+def _library(vendor: Path) -> dict[str, bytes]:
+    try:
+        return {name: (vendor / name).read_bytes() for name in (*LIBRARY, WORLD)}
+    except FileNotFoundError as err:
+        raise SettingsError(
+            f"the map library is not installed ({err.filename} is missing); `make viewer` does it"
+        ) from err
+
+
+def _coast(world: bytes, image: MercatorImage) -> dict[str, Any]:
+    """Lines of the domain's surroundings, [latitude, longitude] pairs as the map library takes them."""
+    wide, high = (image.east - image.west) * MARGIN, (image.north - image.south) * MARGIN
+    window = (image.west - wide, image.east + wide, image.south - high, image.north + high)
+    found = coast.lines_within(json.loads(world), window)
+    return {
+        "window": [[window[2], window[0]], [window[3], window[1]]],
+        **{kind: [line[:, ::-1].round(coast.DIGITS).tolist() for line in lines] for kind, lines in found.items()},
+    }
+
+
+def _publish(store: Store, path: Path, content: bytes) -> None:
+    """Write a file unless it has this content already; a copy of the folder elsewhere then has less to move."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with store.publish(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _remove_old(folder: Path, newest: Path) -> None:
+    """Keep the newest files of frames, which open pages may still read; nothing of another name is touched."""
+    ours = sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name) and path != newest)
+    for path in ours[: max(0, len(ours) - (KEPT - 1))]:
+        path.unlink(missing_ok=True)
