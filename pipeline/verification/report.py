@@ -18,7 +18,7 @@ from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.frames.archive import Archive
 from pipeline.storage import Store
-from pipeline.verification import figures, scores, summary
+from pipeline.verification import events, figures, scores, summary
 from pipeline.verification.cases import Case, cases
 from pipeline.verification.pairs import FAINT_DBZ
 from pipeline.verification.period import Verified, read_period
@@ -177,7 +177,33 @@ def _section(
         "counted": _counted(one, effective),
         "forecasts": len(one.reference_times),
         "whole": whole,
+        "warnings": [_warning_row(score) for score in events.warning_scores(domain, one)],
+        "onsets": [_onset_row(score) for score in events.onset_scores(one)],
     }
+
+
+def _warning_row(score: events.WarningScore) -> tuple[str, ...]:
+    rule = score.rule
+    return (
+        f"{rule.place}: {rule.amount_mm:g} mm in {rule.minutes} min",
+        f"{score.cycles}",
+        f"{score.events}",
+        f"{score.detected}",
+        f"{score.warnings}",
+        f"{score.false}",
+        _number(score.pod),
+        _number(score.far),
+        _whole(score.gained_minutes),
+    )
+
+
+def _onset_row(score: events.OnsetScore) -> tuple[str, ...]:
+    counts = (score.forecasts, score.both, score.missed, score.false)
+    return (score.place, *map(str, counts), _whole(score.mean_error), _whole(score.mean_size))
+
+
+def _whole(value: float) -> str:
+    return "not measured" if np.isnan(value) else f"{value:.0f}"
 
 
 def _before(one: Verified, before: list[Verified], method: str, other: str) -> list[summary.Verdict]:
@@ -293,6 +319,10 @@ def rules_text(domain: Domain, rules: Rules) -> list[str]:
         "leaves out 0.",
         "Effective forecasts: n (1 - r) / (1 + r), where r is the correlation, from one forecast to the next, of the "
         "difference in CSI between the first two methods at the lowest threshold (Wilks 2011).",
+        "Warnings: an event is a spell of cycles with the amount observed ahead; it is detected if a warning stood "
+        "before all of it had fallen, and the time gained is from the warning to then. A warning without an event is "
+        "false. "
+        "Onsets are of forecasts made while it was dry; an error above 0 is too late.",
         f"Z = {domain.zr.a:g} R^{domain.zr.b:g}; pixels 0 to 255 are {rules.scale_dbz[0]:g} to "
         f"{rules.scale_dbz[1]:g} dBZ.",
     ]

@@ -16,7 +16,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import DamagedFrame, LeaseLost, NotForecast
+from pipeline.errors import BadInput, DamagedFrame, LeaseLost, NotForecast
 from pipeline.frames.archive import Archive, FrameSource
 from pipeline.frames.grayscale import Frame
 from pipeline.ingest import forget_damaged
@@ -245,7 +245,7 @@ class SumsFiles:
                             found = ", ".join(one.name for one in forecasts)
                             raise ValueError(f"{item.label} holds {found}, expected {', '.join(methods)}")
                         sums = self._scorer.sums(forecasts, observations)
-                    except (OSError, ValueError, KeyError, NotForecast) as err:
+                    except (OSError, ValueError, KeyError, BadInput, NotForecast) as err:
                         log.warning("cannot verify %s: %s", item.label, err)
                         self.result.failed.append((item.label, str(err)))
                         continue
