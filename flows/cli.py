@@ -348,10 +348,11 @@ def demo(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """A small synthetic rain field through the whole chain: frames, forecasts, NetCDF, scores, page."""
+    """A small synthetic rain field through the whole chain: frames, forecasts, NetCDF, scores, report, map page."""
     with errors_to_exit_codes():
         from pipeline import demo as demonstration
         from pipeline import logs, operations
+        from pipeline.errors import SettingsError
 
         settings = demonstration.settings(root)
         logs.configure(settings.log_format, verbose)
@@ -360,12 +361,18 @@ def demo(
                 settings, demonstration.DOMAIN, *demonstration.PERIOD, now=now(), progress=progress
             )
         page = operations.report(settings, demonstration.DOMAIN, None, None, None, now())
+        try:
+            shown = operations.view(settings, demonstration.DOMAIN, None, None)
+        except SettingsError as error:
+            shown, done.notes = None, [*done.notes, f"no map page: {error}"]
         if as_json:
-            console.print_json({"report": done, "page": page})
+            console.print_json({"report": done, "page": page, "view": shown})
             return
         console.print_report(done, as_json=False)
         first = settings.root / done.products[0]
         out.print(f"NetCDF   {escape(str(first))} and {len(done.products) - 1} more")
+        if shown is not None:
+            console.print_view(shown, as_json=False)
         console.print_page(page, as_json=False)
 
 

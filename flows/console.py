@@ -184,7 +184,7 @@ def print_view(written: Any, as_json: bool) -> None:
     if as_json:
         print_json(written)
         return
-    out.print(f"page     {escape(str(written.page))}")
+    out.print(f"map      {escape(str(written.page))}")
     out.print(f"shows    {written.kind} forecast of {written.reference_time}, {escape(written.method)}")
 
 

@@ -20,7 +20,7 @@ from pipeline import logs, nowcast, times
 from pipeline.catalog import Catalog
 from pipeline.cycles import issue_cycles
 from pipeline.domain import Domain
-from pipeline.errors import NotForecast, SettingsError
+from pipeline.errors import NotForecast, NowcastError, SettingsError
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
 from pipeline.learn_clutter import Learned
@@ -112,6 +112,8 @@ def run(
 ) -> Report:
     """One cycle: that of ``reference_time``, or of the newest frame that can still serve a forecast.
 
+    A map page that ``view`` has once written below the root is renewed.
+
     A product is ``issued`` while some of its lead times lie in the future, else a ``hindcast``.
     """
     domain, clock = settings.domain(domain_name), times.Clock(now)
@@ -135,6 +137,8 @@ def run(
         reference_time = recent[-1]
     kind = "issued" if now < reference_time + domain.horizon else "hindcast"
     _timed(report, "nowcast", step(_issue), settings, domain, [reference_time], kind, clock, 1, progress, report)
+    if report.cycles.get("published") and (Store(settings.root).view(domain_name) / "index.html").is_file():
+        _timed(report, "view", step(_renew_view), settings, domain, report)
     return report
 
 
@@ -385,6 +389,14 @@ def _issue(
     report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)
     report.problems = problems
     report.notes += [f"{count} x {text}" for text, count in notes.items()]
+    return report
+
+
+def _renew_view(settings: Settings, domain: Domain, report: Report) -> Report:
+    try:
+        view(settings, domain.name, None, None)
+    except NowcastError as err:  # the forecast stands all the same
+        report.problems.append(f"the map page was not renewed: {err}")
     return report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from pipeline.verification import scores
 from pipeline.verification.period import Verified
 from pipeline.verification.summary import SHOWER_KM, nearest
 from pipeline.verification.tables import Estimate
+from pipeline.viewer.coast import lines_on_grid
 
 # Okabe-Ito: distinct for colour-blind readers; each method also has its own marker and dash
 STYLES: tuple[dict[str, Any], ...] = (
@@ -211,7 +213,8 @@ def reliability(verified: Verified) -> str:
 def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns: list[str], grid: Grid) -> str:
     """Maps of rain rate (mm/h), a row per lead time; the last column is the difference forecast - observed.
 
-    North is up: row 0 of every field is the north edge. NaN is no coverage, None not available.
+    Coasts and borders are drawn if the map data of the viewer are installed. North is up: row 0 of every field is the
+    north edge. NaN is no coverage, None not available.
     """
     colours = ListedColormap(RATE_COLOURS).with_extremes(bad=NO_COVERAGE_COLOUR, under="white", over="#2d0b3a")
     difference = ListedColormap(DIFFERENCE_COLOURS).with_extremes(
@@ -222,6 +225,7 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
     aspect = min(max(high / wide, 0.4), 1.8)
     figure = Figure(figsize=(2.9 * len(columns) + 1.2, 2.9 * aspect * len(lines) + 1.1), layout="constrained")
     axes = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True, sharey=True)
+    coasts = lines_on_grid(grid)
     rain = change = None
     for line, (name, fields) in zip(axes, lines.items(), strict=True):
         line[0].set_ylabel(f"{name}\nkm", fontsize=9)
@@ -241,6 +245,12 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
                 aspect="auto",
             )
             rain, change = (rain, image) if last else (image, change)
+            for kind, width in (("coast", 0.9), ("border", 0.5)):
+                paths = [
+                    np.column_stack(((p[:, 0] + 0.5) * columns_km, high - (p[:, 1] + 0.5) * rows_km))
+                    for p in coasts[kind]
+                ]
+                axis.add_collection(LineCollection(paths, colors="0.25", linewidths=width), autolim=False)
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column, fontsize=10)
     for axis in axes[-1]:

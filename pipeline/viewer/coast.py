@@ -1,11 +1,19 @@
 """Coasts and borders of the page's map, cut out of a TopoJSON file of the world's countries (Natural Earth)."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyproj import Transformer
+
+from pipeline.grids import Grid
+
+# the build puts it there, see the Makefile
+WORLD = Path(__file__).parent / "vendor" / "countries-10m.json"
 
 Line = NDArray[np.float64]  # (points, 2): longitude, latitude in degrees
 Window = tuple[float, float, float, float]  # west, east, south, north
@@ -24,6 +32,22 @@ def lines_within(topology: dict[str, Any], window: Window) -> dict[str, list[Lin
             for turn in (-360.0, 0.0, 360.0):
                 found[kind] += clip(part + np.array([turn, 0.0]), window)
     return found
+
+
+def lines_on_grid(grid: Grid) -> dict[str, list[Line]]:
+    """Coasts and borders as columns and rows of a grid, 0 at the first cell's centre; none if the file is absent."""
+    if not WORLD.is_file():
+        return {"coast": [], "border": []}
+    lon, lat = grid.lon_lat()
+    window = (float(lon.min()) - 1, float(lon.max()) + 1, float(lat.min()) - 1, float(lat.max()) + 1)
+    found = lines_within(json.loads(WORLD.read_bytes()), window)
+    to_grid = Transformer.from_crs("EPSG:4326", grid.projection, always_xy=True)
+
+    def placed(line: Line) -> Line:
+        x, y = to_grid.transform(line[:, 0], line[:, 1])
+        return np.column_stack(((np.asarray(x) - grid.west) / grid.dx, (grid.north - np.asarray(y)) / grid.dy))
+
+    return {kind: [placed(line) for line in lines] for kind, lines in found.items()}
 
 
 def decode_arcs(topology: dict[str, Any]) -> list[Line]:

@@ -25,7 +25,6 @@ from pipeline.viewer.mercator import MercatorImage
 HERE = Path(__file__).parent
 OURS = ("index.html", "viewer.css", "viewer.js", "series.js", "frames.js", "words.js")
 LIBRARY = ("leaflet.js", "leaflet.css", "leaflet.LICENSE")
-WORLD = "countries-10m.json"
 DATA_FILE = re.compile(r"frames-\d{8}T\d{6}Z-(issued|hindcast)-r\d+\.js")
 KEPT = 3
 MARGIN = 1.0  # of the extent of the domain on each side: what a wide screen shows around it
@@ -63,7 +62,7 @@ def write_page(
         _publish(store, folder / name, (HERE / "static" / name).read_bytes())
     for name in LIBRARY:
         _publish(store, folder / name, library[name])
-    _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[WORLD], image)))
+    _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[coast.WORLD.name], image)))
     time = tables.from_seconds(row["reference_time"])
     data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
     _publish(store, data, script("nowcastData", {"file": data.name, **content}))
@@ -101,7 +100,7 @@ def script(function: str, value: Any) -> bytes:
 
 def _library(vendor: Path) -> dict[str, bytes]:
     try:
-        return {name: (vendor / name).read_bytes() for name in (*LIBRARY, WORLD)}
+        return {name: (vendor / name).read_bytes() for name in (*LIBRARY, coast.WORLD.name)}
     except FileNotFoundError as err:
         raise SettingsError(
             f"the map library is not installed ({err.filename} is missing); `make viewer` does it"
