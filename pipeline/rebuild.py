@@ -43,7 +43,8 @@ def rebuild(
 ) -> Rebuilt:
     """Replace the rows of ``domains``: frames and products with checksums, reasons from the journal.
 
-    Arrival times and latencies are lost. Verification is made again from the products, which gives the same sums.
+    Arrival times and latencies are lost. Which forecasts were verified is found again by the next verification, which
+    compares what the sums were made from and makes none anew.
     """
     result = Rebuilt()
     journal = list(store.read_journal())

@@ -179,7 +179,7 @@ def vendor(tmp_path, monkeypatch):
     (here / "static").symlink_to(page.HERE / "static")
     for name in page.LIBRARY:
         (here / "vendor" / name).write_text(name)
-    (here / "vendor" / page.WORLD).write_text(json.dumps(TOPOLOGY))
+    (here / "vendor" / coast.WORLD.name).write_text(json.dumps(TOPOLOGY))
     monkeypatch.setattr(page, "HERE", here)
     return here / "vendor"
 
