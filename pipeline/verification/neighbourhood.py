@@ -63,11 +63,17 @@ class FractionSums:
             for s, (window, share) in enumerate(zip(self.windows, shares, strict=True)):
                 if share is None:
                     continue
-                part = share[rows, columns] if isinstance(share, np.ndarray) else np.float32(share)
-                *made, truth = self._work.fractions(tables, window, part)
+                counts = self._work.counts(tables, window)
+                if isinstance(share, np.ndarray):
+                    part = share[rows, columns][: counts[0].shape[0], : counts[0].shape[1]]
+                    for count in counts:
+                        count *= part
+                *made, truth = counts
                 observed_square = _dot(truth, truth)
-                for m, fraction in enumerate(made):
-                    out[m, t, s] = _dot(fraction, fraction), observed_square, _dot(fraction, truth)
+                for m, count in enumerate(made):
+                    out[m, t, s] = _dot(count, count), observed_square, _dot(count, truth)
+                if isinstance(share, float):
+                    out[:, t, s] *= share**2
         return out
 
     def _shares_of_events(self, valid: NDArray[np.bool_]) -> list[NDArray[np.float32] | float | None]:
@@ -87,7 +93,7 @@ class _Workspace:
         self._table = np.empty(fields * corners, np.int32)
         self._tables = np.empty((fields, corners), np.uint16)
         self._rows, self._counts = np.empty((2, corners), np.uint16)
-        self._fractions = np.empty((fields, corners), np.float32)
+        self._floats = np.empty((fields, corners), np.float32)
 
     def running_sums(self, fields: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.uint16]]:
         """Of each field the true cells above and left of each corner, modulo 2**16: differences below are exact."""
@@ -105,20 +111,18 @@ class _Workspace:
             one[...] = table[:, n]
         return made
 
-    def fractions(
-        self, tables: Sequence[NDArray[np.uint16]], window: Window, share: NDArray[np.float32] | np.float32
-    ) -> list[NDArray[np.float32]]:
-        """Events in every window that lies on the grid, times the share of each."""
+    def counts(self, tables: Sequence[NDArray[np.uint16]], window: Window) -> list[NDArray[np.float32]]:
+        """Events in every window that lies on the grid."""
         high, wide = window
         height, width = tables[0].shape[0] - high, tables[0].shape[1] - wide
-        part = share[:height, :width] if isinstance(share, np.ndarray) else share
         rows = self._rows[: height * (width + wide)].reshape(height, width + wide)
         counts = self._counts[: height * width].reshape(height, width)
         made = []
-        for table, memory in zip(tables, self._fractions, strict=True):
+        for table, memory in zip(tables, self._floats, strict=True):
             np.subtract(table[high:], table[:-high], out=rows)
             np.subtract(rows[:, wide:], rows[:, :-wide], out=counts)
-            made.append(np.multiply(counts, part, out=memory[: counts.size].reshape(height, width)))
+            made.append(memory[: counts.size].reshape(height, width))
+            np.copyto(made[-1], counts)
         return made
 
 
@@ -130,7 +134,7 @@ def _share_of_events(valid: NDArray[np.bool_], window: Window) -> NDArray[np.flo
     if valid.all():
         return 1.0 / cells
     work = _Workspace(1, valid.shape)
-    (count,) = work.fractions(work.running_sums([valid]), window, np.float32(1))
+    (count,) = work.counts(work.running_sums([valid]), window)
     return np.where(2 * count >= cells, 1 / np.maximum(count, 1), 0).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ from pipeline.frames.archive import Archive
 from pipeline.storage import Store
 from pipeline.verification import events, figures, scores, summary
 from pipeline.verification.cases import Case, cases
-from pipeline.verification.pairs import FAINT_DBZ
+from pipeline.verification.pairs import FAINT_DBZ, PIXEL_SETS
 from pipeline.verification.period import Verified, read_period
 from pipeline.verification.rules import Rules, rules_of
 from pipeline.verification.tables import COLUMNS, Estimate, estimates, score_table
@@ -80,13 +80,20 @@ def write_report(
         "" if pair is None else "_" + "_".join(pair)
     )
     csv, page = folder / f"{stem}.csv", folder / f"{stem}.html"
-    score_tables = {one.name: score_table(one, domain.cadence_minutes, SEED) for one in found}
+    estimated = [{pixel_set: estimates(one, pixel_set, SEED) for pixel_set in PIXEL_SETS} for one in found]
+    score_tables = {
+        one.name: score_table(one, of_both, domain.cadence_minutes)
+        for one, of_both in zip(found, estimated, strict=True)
+    }
     everything = pd.concat(score_tables.values(), ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
     everything.insert(0, "domain", domain.name)
     with store.publish(csv) as temporary:
         everything.to_csv(temporary, index=False, float_format="%.6g")
     span = f"the period before ({times.iso(start - (end - start) - domain.cadence)} to {times.iso(start)})"
-    sections = [_section(domain, one, before, span, pair, whole=n == 0) for n, one in enumerate(found)]
+    sections = [
+        _section(domain, one, of_both, before, span, pair, whole=one is found[0])
+        for one, of_both in zip(found, estimated, strict=True)
+    ]
     said = _issued(domain, cycles) + (sections[0]["summary"] if sections else [])
     shown = cases(domain, store, catalog, found[0]) if found else []
     rules = None if source is None else rules_of(domain, source)
@@ -151,11 +158,16 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _section(
-    domain: Domain, one: Verified, before: list[Verified], span: str, pair: tuple[str, str] | None, whole: bool
+    domain: Domain,
+    one: Verified,
+    of_both: dict[str, list[Estimate]],
+    before: list[Verified],
+    span: str,
+    pair: tuple[str, str] | None,
+    whole: bool,
 ) -> dict[str, Any]:
     """What the page says of one set of forecasts; all figures only if ``whole``."""
-    found = {e.score: e for e in estimates(one, "common", SEED)}
-    of_all = {e.score: e for e in estimates(one, "all_observed", SEED)}
+    found, of_all = ({e.score: e for e in of_both[pixel_set]} for pixel_set in PIXEL_SETS)
     effective = one.effective_forecasts(60 * domain.cadence_minutes)
     method, other = pair or (one.methods[0], one.methods[1])
     compared = summary.verdicts(one, found["csi"], method, other)

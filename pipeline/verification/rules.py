@@ -12,8 +12,8 @@ from pipeline.grids import Grid
 from pipeline.verification.neighbourhood import LARGEST_WINDOW, Window
 from pipeline.verification.pairs import BALANCED_WEIGHTS, FAINT_DBZ, PixelTables
 
-# sums over neighbourhoods and wavelengths are kept for at most so many lead times, evenly chosen, the last among them
-MOST_STRUCTURE_LEADS = 12
+# sums over neighbourhoods and wavelengths are kept for the lead times nearest to these, the same for every cadence
+STRUCTURE_LEADS_MINUTES = (10, 20, 30, 45, 60, 90, 120)
 # of probabilities: bins around 0, 0.1, ..., 1
 PROBABILITY_BINS = 11
 
@@ -57,13 +57,13 @@ class Rules:
 
 def rules_of(domain: Domain, source: FrameSource) -> Rules:
     """The rules that the settings give for the frames of the archive."""
-    leads = range(1, domain.lead_frames + 1)
-    step = -(-len(leads) // MOST_STRUCTURE_LEADS)
+    cadence, leads = domain.cadence_minutes, range(1, domain.lead_frames + 1)
+    within = [minutes for minutes in STRUCTURE_LEADS_MINUTES if minutes <= cadence * len(leads)] or [cadence]
     floor = round(source.drizzle_floor_mm_h, 6)
     return Rules(
         thresholds_mm_h=domain.thresholds_mm_h,
-        leads_minutes=tuple(n * domain.cadence_minutes for n in leads),
-        structure_leads=tuple(range((len(leads) - 1) % step, len(leads), step)),
+        leads_minutes=tuple(n * cadence for n in leads),
+        structure_leads=tuple(sorted({max(1, round(minutes / cadence)) - 1 for minutes in within})),
         windows=_windows(domain.verification.scales_km, source.grid),
         grid=source.grid,
         drizzle_floor_mm_h=floor,

@@ -109,14 +109,18 @@ def _of_forecast(
         yield Estimate(name, dims, value[None], low[None], high[None], {})
 
 
-def score_table(verified: Verified, cadence_minutes: int, seed: int = 0) -> pd.DataFrame:
-    """All scores of all methods and pixel sets, a row each, with ``COLUMNS``."""
+def score_table(verified: Verified, found: dict[str, list[Estimate]], cadence_minutes: int) -> pd.DataFrame:
+    """All scores of all methods and pixel sets, a row each, with ``COLUMNS``.
+
+    Args:
+        found: the estimates of each pixel set.
+    """
     frames = []
     coverage = verified.coverage()
     effective = verified.effective_forecasts(60 * cadence_minutes)
     forecasts = verified.total["observed"]
     for pixel_set in PIXEL_SETS:
-        for one in estimates(verified, pixel_set, seed):
+        for one in found[pixel_set]:
             head = {"score": one.score, "pixel_set": pixel_set}
             for m, method in enumerate(verified.methods[: len(one.value)]):
                 parts = (one.value[m], one.low[m], one.high[m])

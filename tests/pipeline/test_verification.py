@@ -16,8 +16,9 @@ from pipeline.frames.archive import Archive
 from pipeline.packing import read_digest
 from pipeline.storage import Store
 from pipeline.verification import files
+from pipeline.verification.pairs import PIXEL_SETS
 from pipeline.verification.period import read_period
-from pipeline.verification.tables import score_table
+from pipeline.verification.tables import estimates, score_table
 from tests.conftest import NOW, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
@@ -48,7 +49,7 @@ def test_every_forecast_is_scored_beside_the_last_frame(settings):
     _, data = the_sums(settings)
     assert data.attrs["methods"] == "optical_flow last_frame"
     (verified,) = the_period(settings)
-    table = score_table(verified, 10)
+    table = score_table(verified, {name: estimates(verified, name, 0) for name in PIXEL_SETS}, 10)
     table = table[(table.score == "csi") & (table.versus == "")]
     first = table[(table.lead_minutes == 10) & (table.threshold_mm_h == 0.5)].set_index(["method", "pixel_set"]).value
     assert first["optical_flow", "common"] > first["last_frame", "common"]  # the rain moves
