@@ -54,6 +54,7 @@ def against_lead(one: Estimate, verified: Verified, label: str) -> str:
     if one.score in ("csi", "fss"):
         axes[0].set_ylim(0, 1)
     if one.score == "bias":
+        axes[0].set_ylim(0, 3)  # of rare events the interval may reach much farther, which would flatten all the rest
         for axis in axes:
             axis.axhline(1, color="0.4", linewidth=0.8)
     _legend(figure, axes[0])
@@ -221,8 +222,15 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
         bad=NO_COVERAGE_COLOUR, under=DIFFERENCE_COLOURS[0], over=DIFFERENCE_COLOURS[-1]
     )
     rows_km, columns_km = grid.ground_spacing_km
-    wide, high = grid.shape[1] * columns_km, grid.shape[0] * rows_km
-    aspect = min(max(high / wide, 0.4), 1.8)
+    high = grid.shape[0] * rows_km
+    rows, columns_seen = _seen([field for fields in lines.values() for field in fields if field is not None], grid)
+    extent = (
+        columns_seen.start * columns_km,
+        columns_seen.stop * columns_km,
+        high - rows.stop * rows_km,
+        high - rows.start * rows_km,
+    )
+    aspect = min(max((extent[3] - extent[2]) / (extent[1] - extent[0]), 0.4), 1.8)
     figure = Figure(figsize=(2.9 * len(columns) + 1.2, 2.9 * aspect * len(lines) + 1.1), layout="constrained")
     axes = figure.subplots(len(lines), len(columns), squeeze=False, sharex=True, sharey=True)
     coasts = lines_on_grid(grid)
@@ -237,10 +245,10 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
             last = column is columns[-1]
             norm = BoundaryNorm(DIFFERENCE_LEVELS, difference.N) if last else BoundaryNorm(RATE_LEVELS, colours.N)
             image = axis.imshow(
-                np.ma.masked_invalid(field),
+                np.ma.masked_invalid(field[rows, columns_seen]),
                 cmap=difference if last else colours,
                 norm=norm,
-                extent=(0, wide, 0, high),
+                extent=extent,
                 interpolation="nearest",
                 aspect="auto",
             )
@@ -264,6 +272,17 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
             bar.set_label(label, fontsize=9)
             bar.ax.set_xticklabels([f"{level:g}" for level in levels], fontsize=8)
     return _png(figure)
+
+
+def _seen(fields: list[NDArray[np.floating[Any]]], grid: Grid) -> tuple[slice, slice]:
+    """Rows and columns around all that is covered."""
+    covered = np.zeros(grid.shape, bool)
+    for field in fields:
+        covered |= ~np.isnan(field)
+    if not covered.any():
+        return slice(0, grid.shape[0]), slice(0, grid.shape[1])
+    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _png(figure: Figure) -> str:

@@ -240,7 +240,11 @@ def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tup
             "Upper right is best. Grey curves: CSI; dotted lines: frequency bias 0.5, 1 and 2. Numbers: mm/h.",
             figures.performance_diagram(found, one),
         ),
-        ("Frequency bias", f"1 is best. {shade}", figures.against_lead(found["bias"], one, "frequency bias")),
+        (
+            "Frequency bias",
+            f"1 is best; what is above 3 is cut off. {shade}",
+            figures.against_lead(found["bias"], one, "frequency bias"),
+        ),
         (
             "Fractions skill score by scale",
             f"How good if rain may be displaced within the neighbourhood. {shade}",
