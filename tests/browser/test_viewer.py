@@ -1,11 +1,7 @@
 """The forecast page in a real browser: from disk and from a web server, desktop and phone."""
 
 import functools
-import http.server
 import json
-import os
-import shutil
-import threading
 from datetime import timedelta
 
 import numpy as np
@@ -17,28 +13,18 @@ from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE, rate_table
 from pipeline.storage import Store
 from pipeline.viewer import page as viewer_page
+from tests.browser.conftest import DESKTOP, PHONE, served
 from tests.conftest import settings_for, synthetic_domain
 from tests.pipeline.cycles import STEP, T0, backfill, remove_frames
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="`make test` installs playwright (extra `dev`)")
+pytestmark = pytest.mark.skipif(
+    not (viewer_page.HERE / "vendor" / ".installed").is_file(),
+    reason="the map library is not installed: `make viewer` (Debian: apt-get install npm)",
+)
 
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 ON_ITS_SIDE = {"width": 844, "height": 390}
 HOSTILE = '<img src=x onerror="window.hostile=1"></script><script>window.hostile=1</script>'
 SHOWN = "document.querySelector('canvas.rain')?.dataset.shown"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
-    if not (viewer_page.HERE / "vendor" / ".installed").is_file():
-        pytest.skip("the map library is not installed: `make viewer` (Debian: apt-get install npm)")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,47 +66,19 @@ def folder(root, tmp_path):
     return tmp_path / "page"
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture(params=["disk", "server"])
 def address(request, folder):
     if request.param == "disk":
         yield folder.as_uri() + "/index.html"
         return
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
-        server.shutdown()
+    with served(folder) as server:
+        yield f"{server}/index.html"
 
 
 @pytest.fixture
-def visit(browser):
-    """Opens an address; at the end nothing was complained of and nothing was asked for elsewhere."""
-    complaints, contexts = [], []
-
-    def opened(address, size=DESKTOP, motion="reduce"):
-        context = browser.new_context(
-            viewport=size, has_touch=size is PHONE, is_mobile=size is PHONE, reduced_motion=motion
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        near = ("file:", "data:", "http://127.0.0.1:")
-        page.on("request", lambda r: None if r.url.startswith(near) else complaints.append(f"asked for {r.url}"))
-        page.goto(address)
-        page.wait_for_function(SHOWN)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not complaints
+def visit(visit):
+    """A page that has drawn its first picture."""
+    return functools.partial(visit, ready=SHOWN)
 
 
 def shown(page):
