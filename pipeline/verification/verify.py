@@ -234,7 +234,7 @@ class SumsFiles:
                     standing = None
             known = {} if standing is None else files.digests(standing)
             made, marked = [], []
-            for n, item in enumerate(items(standing is None)):
+            for n, item in enumerate(items(standing is None and self._was_made(name))):
                 progress(n)
                 seconds = times.seconds(item.reference_time)
                 observations = self._observations.of(item.reference_time)
@@ -281,6 +281,11 @@ class SumsFiles:
                 return
         self.result.scored += len(made)
         self.result.files.append(name)
+
+    def _was_made(self, name: str) -> bool:
+        """Whether the catalog knows a file of that name: then others than those asked for belong in it."""
+        query = sa.select(tables.scores.c.path).where(tables.scores.c.path == name)
+        return bool(self.catalog.read(query))
 
     def _verdict(self, item: Due, observations: list[Frame | None]) -> Row:
         missing = [
