@@ -395,7 +395,7 @@ def _issue(
 def _renew_view(settings: Settings, domain: Domain, report: Report) -> Report:
     try:
         view(settings, domain.name, None, None)
-    except NowcastError as err:  # the forecast stands all the same
+    except (NowcastError, OSError, ValueError, KeyError) as err:  # the forecast stands all the same
         report.problems.append(f"the map page was not renewed: {err}")
     return report
 

@@ -1,5 +1,6 @@
 """The best and the worst forecast of a period as maps: observed, forecast, optical flow, difference."""
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,8 @@ from pipeline.verification.compared import BASELINES
 from pipeline.verification.period import Verified
 from pipeline.verification.summary import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
 
+log = logging.getLogger(__name__)
+
 # a case needs at least this share of the pairs to be events, observed or forecast
 SMALLEST_SHARE = 0.01
 
@@ -32,7 +35,7 @@ class Case:
     Attributes:
         title: which, and why it was chosen.
         text: what the picture shows, for those who cannot see it.
-        picture: PNG as a data URI.
+        picture: PNG as a data URI; empty if the products are lost, or are not ours.
     """
 
     title: str
@@ -60,10 +63,13 @@ def cases(domain: Domain, store: Store, catalog: Catalog, verified: Verified) ->
     found = []
     for word, n in chosen.items():
         time = tables.from_seconds(int(verified.reference_times[n]))
-        picture = _picture(domain, store, catalog, verified, time)
-        if picture:
-            title = f"{word} forecast: {times.iso(time)}, {what} {csi[n]:.2f}"
-            found.append(Case(title, f"Maps of observed and forecast rain, {title}", picture))
+        title = f"{word} forecast: {times.iso(time)}, {what} {csi[n]:.2f}"
+        try:
+            picture = _picture(domain, store, catalog, verified, time)
+        except (OSError, ValueError, KeyError) as err:
+            log.warning("no maps of %s: %s", times.iso(time), err)
+            picture = ""
+        found.append(Case(title, f"Maps of observed and forecast rain, {title}", picture))
     return found
 
 

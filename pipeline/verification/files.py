@@ -31,7 +31,6 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(OF_BINS, ("structure_lead", "threshold", "probability_bin", "pixel_set")),
     "probability_squared_error": ("structure_lead", "threshold", "pixel_set"),
     **dict.fromkeys(OF_ENSEMBLES, ("structure_lead", "pixel_set")),
-    "members": (),
     "observations_digest": ("byte",),
     # JSON of ``place_records``, UTF-8, filled up with 0
     "places": ("character",),
@@ -180,4 +179,6 @@ def read(path: Path) -> xr.Dataset:
     missing = [name for name in (*COUNTS, *MOMENTS, "observations_digest", "places", *AXES) if name not in arrays]
     if missing and missing != ["probability_bin"]:
         raise ValueError(f"{path} has no {', '.join(missing)}")
-    return _dataset(arrays, attrs)
+    data = _dataset(arrays, attrs)
+    packing.checked_digest(data, path)
+    return data

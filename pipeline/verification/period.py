@@ -39,7 +39,6 @@ class Verified:
         blocks: name -> (block, *dimensions); also ``frames``, the forecasts that have pairs.
         reference_times: of all forecasts, seconds since 1970, rising.
         each: name -> (forecast, method, lead[, threshold]) on the common pixels.
-        members: of an ensemble; 0 for others.
         places: of each forecast, see ``place_records``.
     """
 
@@ -50,7 +49,6 @@ class Verified:
     blocks: Sums
     reference_times: NDArray[np.int64]
     each: Sums
-    members: int
     places: list[dict[str, Any]]
 
     @property
@@ -157,7 +155,7 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
     found: dict[str, xr.Variable] = {}
     frames = xr.Variable(data["pairs"].dims, (data["pairs"].values > 0).astype(np.int64))
     for name, variable in (*((str(k), v) for k, v in data.variables.items()), ("frames", frames)):
-        if name in ("reference_time", "observations_digest", "members", "places"):
+        if name in ("reference_time", "observations_digest", "places"):
             continue
         if "reference_time" not in variable.dims:
             found[name] = variable
@@ -170,8 +168,6 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
         common = data[name].isel(pixel_set=PIXEL_SETS.index("common")).variable
         found[f"each_{name}"] = common
     found["places"] = data["places"].variable
-    if "members" in data:
-        found["each_members"] = data["members"].variable
     return xr.Dataset(found, attrs=data.attrs)
 
 
@@ -188,7 +184,6 @@ def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Data
 
     blocks = {n: joined(n, "block") for n in names if any(n in p and p[n].dims[:1] == ("block",) for p in parts)}
     each = {n.removeprefix("each_"): joined(n, "reference_time") for n in names if n.startswith("each_")}
-    members = each.pop("members", np.zeros(1, np.int64))
     axes = ("lead", "structure_lead", "threshold", "scale", "band", "probability_bin")
     return Verified(
         model=model,
@@ -198,6 +193,5 @@ def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Data
         blocks=blocks,
         reference_times=joined("reference_time", "reference_time"),
         each=each,
-        members=int(members.max()),
         places=[one for part in parts for one in files.places(part)],
     )

@@ -43,7 +43,7 @@ class ObservedPlaces:
         """Per place of the product's file of places the amounts and onsets, [forecast, observed]; empty if none.
 
         Amounts are mm by minutes, onsets minutes after the reference time; None is not known, or no onset. Both are
-        None where it rained already, or where an observation is missing.
+        None where it rained already, or where an observation or a forecast is missing.
         """
         document = _document(product)
         if document is None:
@@ -60,9 +60,11 @@ class ObservedPlaces:
             n = order[name]
             series = rates[:, n]
             known = not np.isnan(series).any()
-            onset, _ = spell(np.round(series, 2).tolist()) if known else (0, 0)
+            shown = np.round(series, 2)
+            onset, _ = spell(shown.tolist()) if known else (0, 0)
             forecast = _minutes(said.get("onset"), reference_time)
-            dry_now = known and series[0] < DRIZZLE_FLOOR_MM_H
+            covered = None not in said.get("rate_mm_h", [None])
+            dry_now = known and covered and shown[0] < DRIZZLE_FLOOR_MM_H
             amounts = {}
             for count in amount_steps(self.domain):
                 minutes = f"{count * self.domain.cadence_minutes}"

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 # of pairs in a bin of the forecast probability
 OF_BINS = ("bin_pairs", "bin_probability", "bin_events")
-# of an ensemble, mm/h: mean distance of members from the observation, and half the mean distance between members
-OF_ENSEMBLES = ("ensemble_pairs", "ensemble_distance", "ensemble_spread")
+# of an ensemble, mm/h: mean distance of members from the observation; half the mean distance between members, and the
+# same between different members only
+OF_ENSEMBLES = ("ensemble_pairs", "ensemble_distance", "ensemble_spread", "ensemble_fair_spread")
 
 
 def empty(forecast: "Compared", rules: Rules, sets: int) -> "Sums":
@@ -27,7 +28,6 @@ def empty(forecast: "Compared", rules: Rules, sets: int) -> "Sums":
         made["probability_squared_error"] = np.zeros((leads, thresholds, sets))
     if forecast.members is not None:
         made |= {name: np.zeros((leads, sets)) for name in OF_ENSEMBLES}
-        made["members"] = np.array(len(forecast.members), np.int32)
     return made
 
 
@@ -61,6 +61,7 @@ def add(
         distance = np.abs(rates - tables.rates[truth]).mean(axis=0).sum()
         # sum over pairs of members |x_i - x_j| from the sorted ones, without making all pairs
         rank = 2 * np.arange(size) - size + 1
-        spread = (rank @ np.sort(rates, axis=0)).sum() / size**2
-        for name, value in zip(OF_ENSEMBLES, (truth.size, distance, spread), strict=True):
+        total = (rank @ np.sort(rates, axis=0)).sum() / size
+        found = (truth.size, distance, total / size, total / max(size - 1, 1))
+        for name, value in zip(OF_ENSEMBLES, found, strict=True):
             sums[name][at, pixel_set] = value

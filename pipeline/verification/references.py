@@ -70,7 +70,9 @@ def _make(name: str, domain: Domain, archive: Archive, row: Row) -> xr.Dataset:
     reason = ""
     shape = (domain.lead_frames, *sequence.rain.shape[1:])
     pixels, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
-    if sequence.missing_times:
+    if sequence.digest(domain) != row["inputs_digest"]:
+        reason = "the frames that the forecast was made from are not those of the archive any more"
+    elif sequence.missing_times:
         reason = "input frames are missing"
     elif sequence.is_dry:
         valid[:] = sequence.observed[-1]

@@ -365,6 +365,7 @@ def _page(
         first=times.iso(first),
         last=times.iso(last),
         said=said,
+        published=len(published),
         fallbacks=Counter(row["reason"] for row in published if row["reason"]),
         skipped=[(_when(row), row["reason"]) for row in cycles if row["state"] == "skipped"],
         unverified=[

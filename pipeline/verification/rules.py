@@ -16,6 +16,8 @@ from pipeline.verification.pairs import BALANCED_WEIGHTS, FAINT_DBZ, PixelTables
 STRUCTURE_LEADS_MINUTES = (10, 20, 30, 45, 60, 90, 120)
 # of probabilities: bins around 0, 0.1, ..., 1
 PROBABILITY_BINS = 11
+# changes whenever sums come to mean something else
+METHOD_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Rules:
 
     def to_json(self) -> str:
         """For the attribute of a file of sums."""
-        plain = {**vars(self), "grid": self.grid.to_json()}
+        plain = {**vars(self), "grid": self.grid.to_json(), "method_version": METHOD_VERSION}
         return json.dumps(plain, sort_keys=True)
 
 

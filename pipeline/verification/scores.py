@@ -78,9 +78,12 @@ def mean(total: Array, pairs: Array) -> Scores:
 
 
 def correlation(product: Array, forecast_square: Array, observed_square: Array, pairs: Array) -> Scores:
-    """Un-centred correlation, sum(PQ) / sqrt(sum(P^2) sum(Q^2) + 1e-9); 0 to 1. Source: Wu 2019, chapter 4."""
-    value = np.asarray(product) / np.sqrt(np.asarray(forecast_square) * np.asarray(observed_square) + 1e-9)
-    return np.where(np.asarray(pairs) > 0, value, np.nan)
+    """Un-centred correlation, sum(PQ) / sqrt(sum(P^2) sum(Q^2) + 1e-9); 0 to 1. Source: Wu 2019, chapter 4.
+
+    Not measured where forecast or observation is dry throughout.
+    """
+    squares = np.asarray(forecast_square, np.float64) * np.asarray(observed_square)
+    return np.where((np.asarray(pairs) > 0) & (squares > 0), np.asarray(product) / np.sqrt(squares + 1e-9), np.nan)
 
 
 def fss(forecast: Array, observed: Array, product: Array) -> Scores:
@@ -173,15 +176,16 @@ PROBABILITY_SCORES: dict[str, Score] = {
 }
 
 
-def crps_scores(members: int) -> dict[str, Score]:
-    """Continuous ranked probability score of an ensemble, of its members as they are and as of infinitely many.
+def crps(spread: str) -> Callable[[Sums], Scores]:
+    """Continuous ranked probability score of an ensemble; best 0.
 
-    Mean distance of a member from the observation minus half the mean distance between members; best 0. Source:
-    Gneiting and Raftery (2007); Ferro (2014) for the fair one.
+    Mean distance of a member from the observation minus half the mean distance between members (Gneiting and Raftery
+    2007); the fair one counts the latter between different members only (Ferro 2014).
     """
+    return lambda s: mean(s["ensemble_distance"] - s[spread], s["ensemble_pairs"])
 
-    def crps(factor: float) -> Callable[[Sums], Scores]:
-        return lambda s: mean(s["ensemble_distance"] - factor * s["ensemble_spread"], s["ensemble_pairs"])
 
-    fair = {"crps_fair": Score("CRPS, fair (mm/h)", crps(members / (members - 1)), 0)} if members > 1 else {}
-    return {"crps": Score("CRPS (mm/h)", crps(1.0), 0), **fair}
+ENSEMBLE_SCORES: dict[str, Score] = {
+    "crps": Score("CRPS (mm/h)", crps("ensemble_spread"), 0),
+    "crps_fair": Score("CRPS, fair (mm/h)", crps("ensemble_fair_spread"), 0),
+}

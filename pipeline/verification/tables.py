@@ -73,8 +73,7 @@ def estimates(verified: Verified, pixel_set: str, seed: int) -> list[Estimate]:
         made += list(_of_forecast(chosen, scores.PROBABILITY_SCORES, ("structure_lead", "threshold"), weights))
     if "ensemble_pairs" in verified.blocks:
         chosen = {name: verified.blocks[name][..., at] for name in probability.OF_ENSEMBLES}
-        table = scores.crps_scores(verified.members)
-        made += list(_of_forecast(chosen, table, ("structure_lead",), weights))
+        made += list(_of_forecast(chosen, scores.ENSEMBLE_SCORES, ("structure_lead",), weights))
     return made
 
 

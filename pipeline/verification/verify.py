@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # scoring the forecasts of a day takes seconds to minutes
 LEASE_PATIENCE_S = 600.0
-# changes whenever sums come to mean something else
-METHOD_VERSION = 1
 
 
 @dataclass
@@ -204,7 +202,7 @@ class SumsFiles:
         found = [checksums.get(times.seconds(valid), "") for valid in valid_times(self.domain, time)]
         if not any(found):
             return None
-        content = [METHOD_VERSION, forecasts, methods, self._rules_json, found]
+        content = [forecasts, methods, self._rules_json, found]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def score(
