@@ -20,7 +20,7 @@ from pipeline.storage import Store
 from pipeline.verification import figures, scores
 from pipeline.verification.compared import BASELINES
 from pipeline.verification.period import Verified
-from pipeline.verification.summary import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
+from pipeline.verification.rules import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
 
 log = logging.getLogger(__name__)
 

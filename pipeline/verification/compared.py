@@ -55,8 +55,7 @@ def of_product(domain: Domain, store: Store, archive: Archive, row: Row) -> list
             f"{domain.lead_frames} every {domain.cadence_minutes}: verify it with the settings it was made with"
         )
     covered = state != NO_COVERAGE
-    exceedance = _exceedance(path, domain)
-    found = [Compared(str(attrs["method"]), pixels, covered, exceedance)]
+    found = [Compared(str(attrs["method"]), pixels, covered, exceedance(path, domain))]
     baselines = product.read_baselines(store.baselines(path))
     for name in methods_of(row, domain)[1:]:
         if name in references.NAMES:
@@ -68,7 +67,7 @@ def of_product(domain: Domain, store: Store, archive: Archive, row: Row) -> list
     return found
 
 
-def _exceedance(path: Path, domain: Domain) -> NDArray[np.float32] | None:
+def exceedance(path: Path, domain: Domain) -> NDArray[np.float32] | None:
     """Probabilities at the domain's thresholds; None if the product does not have them all."""
     found, _ = packing.read_arrays(path, ("probability_of_exceedance", "threshold"))
     if len(found) < 2:

@@ -1,7 +1,7 @@
 """Warnings and the onset of rain at places, verified as events."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from pipeline.warnings.alerts import State, next_state
 
 @dataclass(frozen=True)
 class Spell:
-    """A stretch of cycles, both ends included; ``last`` is None for a warning that still stood at the end."""
+    """A stretch of cycles, both ends included; ``last`` is None for a warning that stands to the end."""
 
     first: datetime
     last: datetime | None
@@ -28,8 +28,9 @@ class WarningScore:
         cycles: with a forecast and an observation of the amount.
         events: spells in which the observed amount reached the threshold.
         detected: of these, how many a warning was there for before all the rain had fallen.
-        warnings: that were raised; ``false`` ones had no event.
-        gained_minutes: median time from the warning to when the amount had fallen; NaN without a detected event.
+        warnings: that were raised; ``false`` ones never stood in a cycle with the amount ahead.
+        gained_minutes: median time from the warning to when the amount had fallen, at most twice the rule's minutes;
+            NaN without a detected event.
     """
 
     rule: WarningRule
@@ -76,28 +77,29 @@ def warning_scores(domain: Domain, verified: Verified) -> list[WarningScore]:
 
 
 def _warning_score(rule: WarningRule, verified: Verified) -> WarningScore:
-    known: list[tuple[datetime, float, float]] = []
+    cycles: list[tuple[datetime, float | None, float | None]] = []
     for seconds, places in zip(verified.reference_times.tolist(), verified.places, strict=True):
         forecast, observed = places.get(rule.place, {}).get("amount_mm", {}).get(str(rule.minutes), (None, None))
-        if forecast is not None and observed is not None:
-            known.append((tables.from_seconds(seconds), float(forecast), float(observed)))
-    warned = _warned(rule, known)
-    events = _events(rule, known)
-    window = np.timedelta64(rule.minutes, "m").item()
+        cycles.append((tables.from_seconds(seconds), forecast, observed))
+    warned = _warned(rule, [(time, forecast) for time, forecast, _ in cycles])
+    events = _events(rule, [(time, observed) for time, _, observed in cycles if observed is not None])
+    window = timedelta(minutes=rule.minutes)
     gained = []
     for event in events:
-        # the warning that stood when the amount first lay ahead, or came before all of it had fallen
+        # all of the amount has fallen a window after the first cycle that had it ahead
         complete = event.first + window
-        there = [w for w in warned if w.first <= complete and (w.last is None or w.last >= event.first)]
+        there = [w for w in warned if w.first < complete and (w.last is None or w.last >= event.first)]
         if there:
-            gained.append((complete - min(w.first for w in there)).total_seconds() / 60)
+            # a warning that stood for long before says nothing of this event
+            since = max(min(w.first for w in there), event.first - window)
+            gained.append((complete - since).total_seconds() / 60)
     false = sum(
-        not any(e.first <= (w.last or e.first) and w.first <= (e.last or e.first) + window for e in events)
+        not any(w.first <= e.last and (w.last is None or w.last >= e.first) for e in events if e.last is not None)
         for w in warned
     )
     return WarningScore(
         rule,
-        cycles=len(known),
+        cycles=sum(forecast is not None and observed is not None for _, forecast, observed in cycles),
         events=len(events),
         detected=len(gained),
         warnings=len(warned),
@@ -106,9 +108,9 @@ def _warning_score(rule: WarningRule, verified: Verified) -> WarningScore:
     )
 
 
-def _warned(rule: WarningRule, known: list[tuple[datetime, float, float]]) -> list[Spell]:
+def _warned(rule: WarningRule, cycles: list[tuple[datetime, float | None]]) -> list[Spell]:
     state, spells, raised = State(), list[Spell](), None
-    for time, forecast, _ in known:
+    for time, forecast in cycles:
         state, messages = next_state(state, [rule], {rule.key: forecast}, time)
         for message in messages:
             if message.event == "raised":
@@ -119,10 +121,10 @@ def _warned(rule: WarningRule, known: list[tuple[datetime, float, float]]) -> li
     return spells if raised is None else [*spells, Spell(raised, None)]
 
 
-def _events(rule: WarningRule, known: list[tuple[datetime, float, float]]) -> list[Spell]:
+def _events(rule: WarningRule, cycles: list[tuple[datetime, float]]) -> list[Spell]:
     """Spells of cycles with the amount ahead; two less than the rule's minutes apart are one event."""
     spells: list[Spell] = []
-    for time, _, observed in known:
+    for time, observed in cycles:
         if observed < rule.amount_mm:
             continue
         if spells and spells[-1].last is not None and (time - spells[-1].last).total_seconds() / 60 <= rule.minutes:

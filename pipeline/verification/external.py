@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import CRSError
 
-from pipeline import product, times
+from pipeline import packing, product, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import BadInput, NotForecast, SettingsError
@@ -34,6 +36,9 @@ log = logging.getLogger(__name__)
 
 MOST_FILES = 100_000
 MOST_BYTES = 2**31
+MOST_VALUES = 2**29
+# more than fell in any minute on record is a fill value or another unit
+MOST_MM_H = 2500.0
 # what one unit of a rain rate is in mm/h; reflectivity has its own
 RATE_UNITS = {
     "mm h-1": 1.0,
@@ -87,13 +92,19 @@ def verify_external(
     result = VerifyResult()
     scorer = SumsFiles(domain, store, catalog, archive, source, result)
     by_file: dict[tuple[Path, str], list[tuple[Row, Path, datetime]]] = defaultdict(list)
+    first: dict[datetime, Path] = {}
     for path in paths:
         try:
             time = _reference_time(path)
-            row = _ours(domain, catalog, time, name)
-        except (BadInput, OSError, ValueError, KeyError) as err:
+            if time in first:
+                raise BadInput(f"{path} is of {times.iso(time)}, as {first[time]} is; only that one is scored")
+            row = _ours(domain, catalog, time)
+        except (BadInput, OSError, ValueError, KeyError, TypeError) as err:
             result.failed.append((str(path), str(err)))
             continue
+        first[time] = path
+        if name in (row["method"], *compared.BASELINES):
+            raise SettingsError(f"--name {name}: a method of ours has this name; give another one")
         key = f"{name}.with.{compared.made_by(row)}"
         by_file[store.scores(domain.name, "external", key, times.day_of(time)), key].append((row, path, time))
     for (into, key), found in by_file.items():
@@ -138,17 +149,14 @@ def _due(scorer: SumsFiles, row: Row, path: Path, time: datetime, name: str) -> 
     return Due(time, str(path), digest, load)
 
 
-def _ours(domain: Domain, catalog: Catalog, time: datetime, name: str) -> Row:
+def _ours(domain: Domain, catalog: Catalog, time: datetime) -> Row:
     """Our forecast of that reference time, issued rather than hindcast."""
     rows = published(catalog, domain, time, time)
     if not rows:
         raise BadInput(
             f"we have no forecast of {domain.name} from {times.iso(time)} to compare with; `nowcast backfill` makes one"
         )
-    row = max(rows, key=lambda row: (row["kind"] == "issued", row["revision"]))
-    if name in (row["method"], *compared.BASELINES):
-        raise BadInput(f"the name {name} is that of a method of ours; give another one with --name")
-    return row
+    return max(rows, key=lambda row: (row["kind"] == "issued", row["revision"]))
 
 
 def read_external(path: Path, domain: Domain, rules: Rules, name: str) -> Compared:
@@ -157,7 +165,7 @@ def read_external(path: Path, domain: Domain, rules: Rules, name: str) -> Compar
     Raises:
         BadInput: no rain rate or reflectivity in known units, another grid, or none of our lead times.
     """
-    own = _own_product(path, domain, name)
+    own = _own_product(path, domain, rules.grid, name)
     if own is not None:
         return own
     foreign = _read(path, domain, rules)
@@ -178,16 +186,26 @@ def read_external(path: Path, domain: Domain, rules: Rules, name: str) -> Compar
     return Compared(name, mean, valid, exceedance, members)
 
 
-def _own_product(path: Path, domain: Domain, name: str) -> Compared | None:
-    """A product of ours, of another root or model, comes back pixel by pixel; None if it is none or does not fit."""
+def _own_product(path: Path, domain: Domain, grid: Grid, name: str) -> Compared | None:
+    """A product of ours, of another root or model, comes back pixel by pixel; None if it is none or does not fit.
+
+    Raises:
+        ValueError: its content is not what its digest promises.
+    """
     try:
         pixels, state, attrs = product.read_forecast(path, domain)
+        whole = packing.read_packed(path)
+        axes = [whole["latitude" if grid.is_geographic else "y"], whole["longitude" if grid.is_geographic else "x"]]
     except (OSError, ValueError, KeyError):
         return None
+    packing.checked_digest(whole, path)
     same = attrs.get("domain") == domain.name and int(attrs.get("cadence_minutes", 0)) == domain.cadence_minutes
+    for axis, wanted in zip(axes, (grid.y, grid.x), strict=True):
+        same = same and axis.shape == wanted.shape and bool(np.allclose(axis.values, wanted))
+    _same_projection(whole, grid, path)
     if not same or len(pixels) != domain.lead_frames:
         return None
-    return Compared(name, pixels, state != NO_COVERAGE)
+    return Compared(name, pixels, state != NO_COVERAGE, compared.exceedance(path, domain))
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -208,7 +226,10 @@ def _reference_time(path: Path) -> datetime:
             if variable.attrs.get("standard_name") == "forecast_reference_time" or name == "forecast_reference_time":
                 if variable.size != 1:
                     raise BadInput(f"{path} holds {variable.size} reference times, expected one")
-                stamp = np.asarray(variable.values, "datetime64[s]").astype(np.int64).item()
+                found = np.asarray(variable.values).reshape(())
+                if not np.issubdtype(found.dtype, np.datetime64) or np.isnat(found):
+                    raise BadInput(f"{path}: its forecast_reference_time is no time of the standard calendar")
+                stamp = found.astype("datetime64[s]").astype(np.int64).item()
                 return times.EPOCH + np.timedelta64(stamp, "s").item()
     raise BadInput(f"{path} has no variable with the standard name forecast_reference_time")
 
@@ -220,7 +241,21 @@ def _read(path: Path, domain: Domain, rules: Rules) -> Foreign:
         member = next((d for d in variable.dims if str(d) in MEMBERS), None)
         leads = _lead_minutes(data, variable, reference, path)
         lead_dim = leads[0]
-        y, x = (d for d in variable.dims if d not in (member, lead_dim))
+        axes = [d for d in variable.dims if d not in (member, lead_dim)]
+        if len(axes) != 2:
+            raise BadInput(
+                f"{path}: {variable.name} has the axes {', '.join(map(str, variable.dims))}, which are not known"
+            )
+        y, x = axes
+        shape = (variable.sizes[y], variable.sizes[x])
+        if shape != rules.grid.shape:
+            rows, columns = rules.grid.shape
+            raise BadInput(
+                f"{path} is on another grid: {shape[0]} x {shape[1]} cells, the frames have {rows} x {columns}"
+            )
+        if variable.size > MOST_VALUES:
+            raise BadInput(f"{path}: {variable.name} has {variable.size} values, more than {MOST_VALUES} are not read")
+        _same_projection(data, rules.grid, path)
         order = (*((member,) if member is not None else ()), lead_dim, y, x)
         values = np.asarray(variable.transpose(*order).values, np.float32)
         values = values if member is not None else values[None]
@@ -239,7 +274,36 @@ def _read(path: Path, domain: Domain, rules: Rules) -> Foreign:
         rates = rates * np.float32(factor)
         if (rates < 0).any():
             raise BadInput(f"{path} has negative rain rates, down to {np.nanmin(rates):g} mm/h")
+    if (rates > MOST_MM_H).any():
+        raise BadInput(f"{path} has rain rates up to {np.nanmax(rates):g} mm/h; more than {MOST_MM_H:g} is no rain")
+    if np.isnan(rates).all():
+        raise BadInput(f"{path} has no value at our lead times")
     return Foreign(reference, rates)
+
+
+def _same_projection(data: xr.Dataset, grid: Grid, path: Path) -> None:
+    """The projection that a file states must put the corners of the grid where ours does; none may be stated.
+
+    Raises:
+        BadInput: it does not, or is not understood.
+    """
+    mapping = next((v.attrs for v in data.variables.values() if "grid_mapping_name" in v.attrs), None)
+    if mapping is None or grid.is_geographic:
+        return
+    try:
+        theirs = CRS.from_cf(dict(mapping))
+    except (CRSError, KeyError, ValueError, TypeError) as err:
+        raise BadInput(f"{path}: its grid mapping is not understood: {err}") from err
+    x, y = np.meshgrid(grid.x[[0, -1]], grid.y[[0, -1]])
+    ours, there = (
+        Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y) for crs in (grid.projection, theirs)
+    )
+    _, _, apart = Geod(ellps="WGS84").inv(ours[0], ours[1], there[0], there[1])
+    worst = float(np.max(apart)) / 1000
+    if not worst <= max(grid.ground_spacing_km):
+        raise BadInput(
+            f"{path} is on another grid: by its projection a corner lies {worst:.1f} km from that of the frames"
+        )
 
 
 def _rain_variable(data: xr.Dataset, path: Path) -> tuple[xr.DataArray, float | None]:
@@ -253,7 +317,8 @@ def _rain_variable(data: xr.Dataset, path: Path) -> tuple[xr.DataArray, float | 
             elif units in RATE_UNITS:
                 found.append((0, variable, RATE_UNITS[units]))
             else:
-                raise BadInput(f"{path}: {name} is in {units!r}, expected dBZ or one of {', '.join(RATE_UNITS)}")
+                expected = "dBZ" if standard == REFLECTIVITY else ", ".join(RATE_UNITS)
+                raise BadInput(f"{path}: {name} is a {standard} in {units!r}, expected {expected}")
     if not found:
         raise BadInput(
             f"{path} has no variable over time and two axes with a standard name such as {RATES[0]} or {REFLECTIVITY}; "
@@ -289,11 +354,6 @@ def _north_up(
     Raises:
         BadInput: another grid; a tenth of a cell is forgiven.
     """
-    if values.shape[-2:] != grid.shape:
-        rows, columns = values.shape[-2:]
-        raise BadInput(
-            f"{path} is on another grid: {rows} x {columns} cells, the frames have {grid.shape[0]} x {grid.shape[1]}"
-        )
     for axis, name, wanted, step in ((-2, y, grid.y, grid.dy), (-1, x, grid.x, grid.dx)):
         if name not in data.variables or data[name].ndim != 1:
             raise BadInput(f"{path} has no coordinate variable {name}; without it the grid cannot be told")
@@ -301,7 +361,7 @@ def _north_up(
         if abs(found[0] - wanted[0]) > abs(found[-1] - wanted[0]):
             found, values = found[::-1], np.flip(values, axis)
         worst = float(np.abs(found - wanted).max())
-        if worst > 0.1 * step:
+        if not worst <= 0.1 * step:
             raise BadInput(
                 f"{path} is on another grid: {name} runs from {found[0]:g} to {found[-1]:g}, "
                 f"the frames from {wanted[0]:g} to {wanted[-1]:g}"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.grids import Grid
 from pipeline.verification import scores
 from pipeline.verification.period import Verified
-from pipeline.verification.summary import SHOWER_KM, nearest
+from pipeline.verification.rules import nearest
+from pipeline.verification.summary import SHOWER_KM
 from pipeline.verification.tables import Estimate
 from pipeline.viewer.coast import lines_on_grid
 

@@ -161,6 +161,14 @@ def same_layout(one: xr.Dataset, other: xr.Dataset) -> bool:
     return all(one.attrs.get(key) == other.attrs.get(key) for key in ("methods", "rules"))
 
 
+def has_digest(path: Path, content_digest: str) -> bool:
+    """Whether a file is there, can be opened, and says that it has this content."""
+    try:
+        return path.is_file() and packing.read_arrays(path, ())[1].get("content_digest") == content_digest
+    except OSError:
+        return False
+
+
 def write(data: xr.Dataset, path: Path) -> str:
     """Write a file of sums; returns its content digest."""
     return packing.write(data, path, whole=True)

@@ -19,8 +19,9 @@ from pipeline.domain import Domain
 from pipeline.errors import StoreUnavailable
 from pipeline.storage import Store
 from pipeline.verification import files
-from pipeline.verification.bootstrap import BLOCK_S, effective_size
+from pipeline.verification.bootstrap import HOUR_S, block_hours, effective_size, in_blocks
 from pipeline.verification.pairs import COUNTS, PIXEL_SETS
+from pipeline.verification.rules import HEADLINE_LEADS, nearest
 from pipeline.verification.scores import Sums, csi
 
 # what is kept of every single forecast, on the common pixels: to choose cases, and to see how alike neighbours are
@@ -36,7 +37,9 @@ class Verified:
         kind: issued, hindcast or external.
         methods: compared, the forecast itself first.
         axes: values of lead, structure_lead (minutes), threshold (mm/h), scale and band (km), probability_bin.
-        blocks: name -> (block, *dimensions); also ``frames``, the forecasts that have pairs.
+        hours: in which any forecast was made, since 1970, rising.
+        by_hour: name -> (hour, *dimensions); also ``frames``, the forecasts that have pairs.
+        cadence_s, horizon_s: of the forecasts.
         reference_times: of all forecasts, seconds since 1970, rising.
         each: name -> (forecast, method, lead[, threshold]) on the common pixels.
         places: of each forecast, see ``place_records``.
@@ -46,7 +49,10 @@ class Verified:
     kind: str
     methods: tuple[str, ...]
     axes: dict[str, NDArray[Any]]
-    blocks: Sums
+    hours: NDArray[np.int64]
+    by_hour: Sums
+    cadence_s: int
+    horizon_s: int
     reference_times: NDArray[np.int64]
     each: Sums
     places: list[dict[str, Any]]
@@ -59,7 +65,24 @@ class Verified:
     @cached_property
     def total(self) -> Sums:
         """Sums of the whole period."""
-        return {name: values.sum(axis=0) for name, values in self.blocks.items()}
+        return {name: values.sum(axis=0) for name, values in self.by_hour.items()}
+
+    @property
+    def made_by(self) -> str:
+        """What made the forecasts, without what else they were compared with."""
+        return self.model.partition(".with.")[0]
+
+    @cached_property
+    def block_hours(self) -> int:
+        """Hours that are drawn together, by the headline lead times."""
+        leads = nearest(self.axes["lead"], HEADLINE_LEADS)
+        count, hours = len(self.reference_times), len(self.hours)
+        return block_hours(self.effective_forecasts[leads], count, hours, self.cadence_s, self.horizon_s)
+
+    @cached_property
+    def blocks(self) -> Sums:
+        """Sums by blocks of so many hours, (block, *dimensions)."""
+        return in_blocks(self.by_hour, self.hours, self.block_hours)
 
     @property
     def block_count(self) -> int:
@@ -72,7 +95,8 @@ class Verified:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(pairs[:, 1] > 0, pairs[:, 0] / pairs[:, 1], np.nan)
 
-    def effective_forecasts(self, cadence_s: int) -> NDArray[np.float64]:
+    @cached_property
+    def effective_forecasts(self) -> NDArray[np.float64]:
         """Independent forecasts among those scored, per lead.
 
         By the difference in CSI, at the lowest threshold, between the first method and the second: what is asked is
@@ -81,11 +105,20 @@ class Verified:
         hits, misses, alarms = (self.each[name][:, :2, :, 0] for name in ("hits", "misses", "false_alarms"))
         value = csi(hits, misses, alarms)
         series = value[:, 0] - value[:, 1]
-        return np.array([effective_size(series[:, n], self.reference_times, cadence_s) for n in range(series.shape[1])])
+        return np.array(
+            [effective_size(series[:, n], self.reference_times, self.cadence_s) for n in range(series.shape[1])]
+        )
 
 
 def read_period(
-    store: Store, catalog: Catalog, domain: Domain, start: datetime, end: datetime, known_by: datetime | None = None
+    store: Store,
+    catalog: Catalog,
+    domain: Domain,
+    start: datetime,
+    end: datetime,
+    known_by: datetime | None = None,
+    made_by: str | None = None,
+    unreadable: list[str] | None = None,
 ) -> list[Verified]:
     """Sums of the forecasts with a reference time in [start, end], the most numerous first.
 
@@ -93,15 +126,19 @@ def read_period(
 
     Args:
         known_by: leave out the lead times whose observation is of a later time.
+        made_by: only forecasts of that model.
+        unreadable: gets what is wrong with files that are missing or damaged, which then are left out.
 
     Raises:
-        StoreUnavailable: a file of sums is missing or damaged.
+        StoreUnavailable: a file of sums is missing or damaged, and there is no ``unreadable``.
     """
     s = tables.scores.c
     days = s.day.between(times.seconds(times.day_of(start)), times.seconds(end))
     query = sa.select(tables.scores).where(s.domain == domain.name, days).order_by(s.kind, s.model, s.day)
     groups: dict[tuple[str, ...], list[xr.Dataset]] = {}
     for row in catalog.read(query):
+        if made_by is not None and row["model"].partition(".with.")[0] != made_by:
+            continue
         try:
             day = tables.from_seconds(row["day"])
             last = day + timedelta(days=1) - domain.cadence
@@ -113,11 +150,16 @@ def read_period(
             else:
                 data = _part_of_day(store.root / row["path"], start, end, known_by)
         except (OSError, ValueError, KeyError) as err:
-            raise StoreUnavailable(f"{row['path']}: {err}; `nowcast verify {domain.name}` makes it again") from err
+            problem = f"{row['path']} cannot be read: {err}"
+            if unreadable is None:
+                raise StoreUnavailable(problem) from err
+            again = f"`nowcast verify {domain.name}{' --external' * (row['kind'] == 'external')}` makes it again"
+            unreadable.append(f"{problem}; {again}")
+            continue
         if data is not None:
             key = (row["kind"], row["model"], str(data.attrs["methods"]), str(data.attrs["rules"]))
             groups.setdefault(key, []).append(data)
-    found = [_verified(key[1], key[0], key[2].split(), parts) for key, parts in groups.items()]
+    found = [_verified(domain, key[1], key[0], key[2].split(), parts) for key, parts in groups.items()]
     return sorted(found, key=lambda one: -len(one.reference_times))
 
 
@@ -150,7 +192,7 @@ def _until(data: xr.Dataset, known_by: datetime) -> xr.Dataset:
 
 def _by_block(data: xr.Dataset) -> xr.Dataset:
     """One file: sums of blocks, and what is kept of each forecast."""
-    block = data["reference_time"].values // BLOCK_S
+    block = data["reference_time"].values // HOUR_S
     first = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
     found: dict[str, xr.Variable] = {}
     frames = xr.Variable(data["pairs"].dims, (data["pairs"].values > 0).astype(np.int64))
@@ -164,6 +206,7 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
         summed = np.add.reduceat(variable.values, first, axis=0, dtype=wide)
         found[name] = xr.Variable(("block", *variable.dims[1:]), summed)
     found["reference_time"] = data["reference_time"].variable
+    found["hour"] = xr.Variable(("block",), block[first])
     for name in OF_EACH:
         common = data[name].isel(pixel_set=PIXEL_SETS.index("common")).variable
         found[f"each_{name}"] = common
@@ -171,7 +214,7 @@ def _by_block(data: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(found, attrs=data.attrs)
 
 
-def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Dataset]) -> Verified:
+def _verified(domain: Domain, model: str, kind: str, methods: Iterable[str], parts: list[xr.Dataset]) -> Verified:
     names = {str(name) for part in parts for name in part.variables}
 
     def joined(name: str, dim: str) -> NDArray[Any]:
@@ -182,7 +225,7 @@ def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Data
         ]
         return np.concatenate(arrays)
 
-    blocks = {n: joined(n, "block") for n in names if any(n in p and p[n].dims[:1] == ("block",) for p in parts)}
+    by_hour = {n: joined(n, "block") for n in names if any(n in p and p[n].dims[:1] == ("block",) for p in parts)}
     each = {n.removeprefix("each_"): joined(n, "reference_time") for n in names if n.startswith("each_")}
     axes = ("lead", "structure_lead", "threshold", "scale", "band", "probability_bin")
     return Verified(
@@ -190,7 +233,10 @@ def _verified(model: str, kind: str, methods: Iterable[str], parts: list[xr.Data
         kind=kind,
         methods=tuple(methods),
         axes={name: next(p[name].values for p in parts if name in p) for name in axes if name in names},
-        blocks=blocks,
+        hours=by_hour.pop("hour"),
+        by_hour=by_hour,
+        cadence_s=60 * domain.cadence_minutes,
+        horizon_s=int(domain.horizon.total_seconds()),
         reference_times=joined("reference_time", "reference_time"),
         each=each,
         places=[one for part in parts for one in files.places(part)],

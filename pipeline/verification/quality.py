@@ -12,7 +12,8 @@ from pipeline.errors import StoreUnavailable
 from pipeline.storage import Store
 from pipeline.verification import scores
 from pipeline.verification.period import Verified, read_period
-from pipeline.verification.summary import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
+from pipeline.verification.rules import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
+from pipeline.verification.summary import better_leads
 
 log = logging.getLogger(__name__)
 
@@ -31,36 +32,33 @@ def known_quality(domain: Domain, store: Store, catalog: Catalog, model: str, ti
     found = {}
     for name, span in SPANS.items():
         try:
-            verified = read_period(store, catalog, domain, time - span, time, known_by=time)
-        except StoreUnavailable as err:
+            verified = read_period(store, catalog, domain, time - span, time, known_by=time, made_by=model)
+            own = [one for one in verified if one.kind != "external"]
+            said = _said(own[0], time) if own else f"not measured: no forecast of {model} was verified in this time"
+        except (StoreUnavailable, OSError, ValueError, KeyError) as err:
             log.warning("%s of %s: %s", name, domain.name, err)
-            found[name] = "not measured: the scores cannot be read"
-            continue
-        same = [one for one in verified if one.model == model and one.kind != "external"]
-        found[name] = (
-            _said(same[0], time) if same else f"not measured: no forecast of {model} was verified in this time"
-        )
+            said = "not measured: the scores cannot be read"
+        found[name] = said
     return found
 
 
 def _said(verified: Verified, time: datetime) -> str:
-    lead_axis, total = verified.axes["lead"], verified.total
+    leads, total = verified.axes["lead"], verified.total
     t = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
     value = scores.csi(*(total[name][:, :, t, 0] for name in ("hits", "misses", "false_alarms")))
     method, other = verified.methods[:2]
     parts = []
-    for lead in nearest(lead_axis, HEADLINE_LEADS):
+    for lead in nearest(leads, HEADLINE_LEADS):
         if np.isnan(value[:2, lead]).any():
-            parts.append(f"{lead_axis[lead]} min not measured")
+            parts.append(f"{leads[lead]} min not measured")
         else:
-            parts.append(f"{lead_axis[lead]} min {value[0, lead]:.2f} against {value[1, lead]:.2f} of {other}")
+            parts.append(f"{leads[lead]} min {value[0, lead]:.2f} against {value[1, lead]:.2f} of {other}")
     if "last_frame" in verified.methods[1:]:
-        ahead = value[0] > value[verified.methods.index("last_frame")]
-        count = len(ahead) if ahead.all() else int(np.argmin(ahead))
-        last = (
-            f"better than the last frame up to {lead_axis[count - 1]} min" if count else "no better than the last frame"
-        )
-        parts.append(last)
+        gain = value[0] - value[verified.methods.index("last_frame")]
+        measured = ~np.isnan(gain)
+        where = better_leads(leads[measured], gain[measured] > 0) if measured.any() else ""
+        parts.append(f"better than the last frame {where}" if where else "nowhere better than the last frame")
     count, kind = int(total["observed"].max()), verified.kind
     threshold = f"{verified.axes['threshold'][t]:g} mm/h"
-    return f"CSI of {method} at {threshold}, {count} {kind} forecasts known by {times.iso(time)}: " + "; ".join(parts)
+    head = f"CSI of {method} at {threshold}, {count} {kind} forecasts known by {times.iso(time)}, without intervals: "
+    return head + "; ".join(parts)

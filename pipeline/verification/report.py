@@ -18,11 +18,11 @@ from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.frames.archive import Archive
 from pipeline.storage import Store
-from pipeline.verification import events, figures, scores, summary
+from pipeline.verification import events, figures, summary
 from pipeline.verification.cases import Case, cases
 from pipeline.verification.pairs import FAINT_DBZ, PIXEL_SETS
 from pipeline.verification.period import Verified, read_period
-from pipeline.verification.rules import Rules, rules_of
+from pipeline.verification.rules import Rules, nearest, rules_of
 from pipeline.verification.tables import COLUMNS, Estimate, estimates, score_table
 from pipeline.version import software_version
 
@@ -70,21 +70,20 @@ def write_report(
     if not cycles:
         raise NotForecast(f"no forecast of {domain.name} in the period; run `nowcast backfill {domain.name}` first")
     first, last = (tables.from_seconds(cycles[n]["reference_time"]) for n in (0, -1))
-    found = read_period(store, catalog, domain, first, last)
+    unreadable: list[str] = []
+    found = read_period(store, catalog, domain, first, last, unreadable=unreadable)
     if pair is not None:
         found = _with_pair(found, pair, domain)
     start, end = start or first, end or last
-    before = read_period(store, catalog, domain, start - (end - start) - domain.cadence, start - domain.cadence)
+    span_before = (start - (end - start) - domain.cadence, start - domain.cadence)
+    before = read_period(store, catalog, domain, *span_before, unreadable=[])
     folder = out or store.report(domain.name)
     stem = f"{domain.name}_{times.compact(first)}_{times.compact(last)}" + (
         "" if pair is None else "_" + "_".join(pair)
     )
     csv, page = folder / f"{stem}.csv", folder / f"{stem}.html"
     estimated = [{pixel_set: estimates(one, pixel_set, SEED) for pixel_set in PIXEL_SETS} for one in found]
-    score_tables = {
-        one.name: score_table(one, of_both, domain.cadence_minutes)
-        for one, of_both in zip(found, estimated, strict=True)
-    }
+    score_tables = {one.name: score_table(one, of_both) for one, of_both in zip(found, estimated, strict=True)}
     everything = pd.concat(score_tables.values(), ignore_index=True) if found else pd.DataFrame(columns=list(COLUMNS))
     everything.insert(0, "domain", domain.name)
     with store.publish(csv) as temporary:
@@ -97,6 +96,7 @@ def write_report(
     said = _issued(domain, cycles) + (sections[0]["summary"] if sections else [])
     shown = cases(domain, store, catalog, found[0]) if found else []
     rules = None if source is None else rules_of(domain, source)
+    said += [f"Some scores are left out: {problem}." for problem in unreadable]
     text = _page(domain, catalog, cycles, (first, last), said, sections, shown, rules, now)
     with store.publish(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -107,7 +107,7 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     """CSI on the common pixels for people: one row per lead and threshold, one column per method."""
     part = table[(table.pixel_set == "common") & (table.score == "csi") & (table.versus == "")]
     leads = np.sort(part.lead_minutes.unique())
-    part = part[part.lead_minutes.isin(leads[summary.nearest(leads, TABLE_LEADS_MINUTES)])]
+    part = part[part.lead_minutes.isin(leads[nearest(leads, TABLE_LEADS_MINUTES)])]
     wide = part.pivot_table(
         index=["lead_minutes", "threshold_mm_h"], columns="method", values="value", sort=False, dropna=False
     )
@@ -168,7 +168,6 @@ def _section(
 ) -> dict[str, Any]:
     """What the page says of one set of forecasts; all figures only if ``whole``."""
     found, of_all = ({e.score: e for e in of_both[pixel_set]} for pixel_set in PIXEL_SETS)
-    effective = one.effective_forecasts(60 * domain.cadence_minutes)
     method, other = pair or (one.methods[0], one.methods[1])
     compared = summary.verdicts(one, found["csi"], method, other)
     said = [summary.belief(compared), *map(summary.sentence, compared)]
@@ -176,7 +175,7 @@ def _section(
     said += summary.about_amount_and_blur(one, method)
     if whole:
         said += summary.about_change(compared, _before(one, before, method, other), span)
-    said.append(summary.about_certainty(one, effective))
+    said.append(summary.about_certainty(one))
     return {
         "name": one.name,
         "methods": one.methods,
@@ -186,7 +185,7 @@ def _section(
             ("Common pixels: observation and every method have a value", _csi_rows(one, found["csi"])),
             ("All observed pixels: a missing forecast counts as dry", _csi_rows(one, of_all["csi"])),
         ],
-        "counted": _counted(one, effective),
+        "counted": _counted(one),
         "forecasts": len(one.reference_times),
         "whole": whole,
         "warnings": [_warning_row(score) for score in events.warning_scores(domain, one)],
@@ -257,7 +256,7 @@ def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tup
         ),
     ]
     made.append(("Errors, correlation and amount of rain", shade, figures.errors(found, one, FIELD_FIGURES)))
-    if "bin_pairs" in one.blocks:
+    if "bin_pairs" in one.by_hour:
         text = "Left: on the diagonal a probability means what it says. Right: ROC, upper left is best."
         made.append(("Reliability of probabilities", text, figures.reliability(one)))
     return made
@@ -265,7 +264,7 @@ def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tup
 
 def _csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
     rows = []
-    for lead in summary.nearest(one.axes["lead"], TABLE_LEADS_MINUTES):
+    for lead in nearest(one.axes["lead"], TABLE_LEADS_MINUTES):
         for t, threshold in enumerate(one.axes["threshold"]):
             values = csi.value[:, lead, t]
             best = np.nan if np.isnan(values).all() else np.nanmax(values)
@@ -277,9 +276,9 @@ def _csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
     return rows
 
 
-def _counted(one: Verified, effective: scores.Scores) -> list[tuple[str, ...]]:
+def _counted(one: Verified) -> list[tuple[str, ...]]:
     """Per lead time: forecasts, independent ones, pairs of both sets, share of the common ones."""
-    pairs, coverage = one.total["pairs"][0], one.coverage()
+    pairs, coverage, effective = one.total["pairs"][0], one.coverage(), one.effective_forecasts
     return [
         (
             f"{one.axes['lead'][n]}",
@@ -289,7 +288,7 @@ def _counted(one: Verified, effective: scores.Scores) -> list[tuple[str, ...]]:
             f"{int(pairs[n, 1]):,}",
             "not measured" if np.isnan(coverage[n]) else f"{100 * coverage[n]:.1f} %",
         )
-        for n in summary.nearest(one.axes["lead"], TABLE_LEADS_MINUTES)
+        for n in nearest(one.axes["lead"], TABLE_LEADS_MINUTES)
     ]
 
 
@@ -327,18 +326,19 @@ def rules_text(domain: Domain, rules: Rules) -> list[str]:
         f"{columns_km:.2f} km from west to east on the ground, at the middle of the grid.",
         "Spectra: of reflectivity (dB above the bottom of the scale) on the common pixels, no echo elsewhere, in bands "
         "of a third of an octave.",
-        "MSE, MAE and correlation are in units of 0-255 pixels; the correlation is un-centred (Wu 2019). B-MSE and "
+        "MSE, MAE and correlation are of 0-255 pixels; the correlation is un-centred (Wu 2019). B-MSE and "
         "B-MAE are those of HKO-7: weights 2, 5, 10 and 30 from 2, 5, 10 and 30 mm/h observed, summed over a frame in "
         "units of 0-1. Rainfall errors are in mm/h.",
-        "Intervals: 95 % percentile intervals of 1000 draws of whole hours, the same hours for every method (seed "
-        f"{SEED}); none with fewer than 6 hours. Better or worse is said only where the interval of the difference "
-        "leaves out 0.",
+        "Intervals: 95 % percentile intervals of 1000 draws of blocks of hours in a row, the same for every method "
+        f"(seed {SEED}), widened as for a mean of as many values as there are blocks. A block is one to two times as "
+        "long as forecasts resemble each other (see below), at least an hour; with fewer than 6 blocks there are none. "
+        "Better or worse is said only where the interval of the difference leaves out 0.",
         "Effective forecasts: n (1 - r) / (1 + r), where r is the correlation, from one forecast to the next, of the "
         "difference in CSI between the first two methods at the lowest threshold (Wilks 2011).",
         "Warnings: an event is a spell of cycles with the amount observed ahead; it is detected if a warning stood "
-        "before all of it had fallen, and the time gained is from the warning to then. A warning without an event is "
-        "false. "
-        "Onsets are of forecasts made while it was dry; an error above 0 is too late.",
+        "before all of it had fallen, and the time gained is from the warning to then, at most twice the minutes of "
+        "the rule. A warning that never stood in such a cycle is false. Onsets are of forecasts made while it was dry; an "
+        "error above 0 is too late.",
         f"Z = {domain.zr.a:g} R^{domain.zr.b:g}; pixels 0 to 255 are {rules.scale_dbz[0]:g} to "
         f"{rules.scale_dbz[1]:g} dBZ.",
     ]

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.domain import Domain
 from pipeline.frames.archive import FrameSource
@@ -14,6 +15,9 @@ from pipeline.verification.pairs import BALANCED_WEIGHTS, FAINT_DBZ, PixelTables
 
 # sums over neighbourhoods and wavelengths are kept for the lead times nearest to these, the same for every cadence
 STRUCTURE_LEADS_MINUTES = (10, 20, 30, 45, 60, 90, 120)
+# what sentences are about, minutes and mm/h
+HEADLINE_LEADS = (30, 60)
+HEADLINE_THRESHOLDS = (0.5, 5.0)
 # of probabilities: bins around 0, 0.1, ..., 1
 PROBABILITY_BINS = 11
 # changes whenever sums come to mean something else
@@ -96,3 +100,8 @@ def pixel_tables(domain: Domain, rules: Rules) -> PixelTables:
         weights=weights,
         faint=(level > 0) & (level < faintest) & rules.ignore_faint_echo,
     )
+
+
+def nearest(values: NDArray[np.number], wanted: tuple[float, ...]) -> list[int]:  # type: ignore[type-arg]
+    """Index of the value nearest to each wanted one, each once, in order."""
+    return sorted({int(np.abs(np.asarray(values, np.float64) - one).argmin()) for one in wanted})

@@ -1,19 +1,20 @@
 """What a verification says, in plain sentences: how good, against what, how sure, and what got worse."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.verification.bootstrap import FEWEST_BLOCKS
 from pipeline.verification.period import Verified
-from pipeline.verification.scores import Scores
+from pipeline.verification.rules import HEADLINE_LEADS, HEADLINE_THRESHOLDS, nearest
 from pipeline.verification.tables import Estimate
 
-HEADLINE_LEADS = (30, 60)
-HEADLINE_THRESHOLDS = (0.5, 5.0)
 # wavelengths of showers, which blur takes away first
 SHOWER_KM = (4.0, 16.0)
+# of the observed structure and amount of rain
+MUCH_LESS, ENOUGH_RAIN = 0.5, 0.7
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,6 @@ class Verdict:
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference shown"
-
-
-def nearest(values: NDArray[np.number], wanted: tuple[float, ...]) -> list[int]:  # type: ignore[type-arg]
-    """Index of the value nearest to each wanted one, each once, in order."""
-    return sorted({int(np.abs(np.asarray(values, np.float64) - one).argmin()) for one in wanted})
 
 
 def verdicts(verified: Verified, csi: Estimate, method: str, other: str) -> list[Verdict]:
@@ -131,50 +127,63 @@ def _events(some: list[Verdict]) -> str:
     return ", ".join(f"{v.lead_minutes} min and {v.threshold_mm_h:g} mm/h" for v in some)
 
 
-def useful_until(verified: Verified, csi: Estimate, method: str, other: str, threshold: int) -> int | None:
-    """The last lead time in minutes up to which ``method`` has a higher CSI than ``other`` at every lead time.
+def better_leads(leads: NDArray[np.integer[Any]], ahead: NDArray[np.bool_]) -> str:
+    """Where a forecast is better, in words; empty if nowhere.
 
-    Where there is an interval, it must lie above 0. None if nothing was measured; 0 if it is not even at the first.
+    Args:
+        leads: minutes, rising.
+        ahead: for each whether it is better.
     """
-    value, low, _ = (part[verified.methods.index(method), :, threshold] for part in csi.differences[other])
-    if np.isnan(value).all():
-        return None
-    ahead = np.where(np.isnan(low), value, low) > 0
-    count = len(ahead) if ahead.all() else int(np.argmin(ahead))
-    return int(verified.axes["lead"][count - 1]) if count else 0
+    if ahead.all():
+        return "at all lead times"
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], ahead, [False]))))
+    spans = []
+    for first, end in zip(edges[::2], edges[1::2], strict=True):
+        spans.append(f"at {leads[first]} min" if end == first + 1 else f"from {leads[first]} to {leads[end - 1]} min")
+    return " and ".join(spans)
 
 
 def about_last_frame(verified: Verified, csi: Estimate, method: str) -> list[str]:
-    """Up to when the forecast is better than doing nothing."""
+    """At which lead times the forecast is better than doing nothing; where there is an interval it must lie above 0."""
     if "last_frame" not in verified.methods or method == "last_frame":
         return []
     t = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
     threshold = f"{verified.axes['threshold'][t]:g} mm/h"
-    until = useful_until(verified, csi, method, "last_frame", t)
-    sure = "" if not np.isnan(csi.low).all() else " (without an interval: too few hours)"
-    if until is None:
+    value, low, _ = (part[verified.methods.index(method), :, t] for part in csi.differences["last_frame"])
+    measured = ~np.isnan(value)
+    if not measured.any():
         return [f"Whether {method} is better than the last frame at {threshold} was not measured."]
-    if until == 0:
-        return [f"{method} is not better than simply keeping the last frame at {threshold}, at no lead time{sure}."]
-    end = "all lead times" if until == verified.axes["lead"][-1] else f"lead times up to {until} min"
-    return [f"At {threshold}, {method} is better than simply keeping the last frame at {end}{sure}."]
+    sure = "" if not np.isnan(low).all() else " (without an interval: too few hours)"
+    ahead = np.where(np.isnan(low), value, low)[measured] > 0
+    where = better_leads(verified.axes["lead"][measured], ahead)
+    if not where:
+        return [f"At {threshold}, {method} is at no lead time better than simply keeping the last frame{sure}."]
+    return [f"At {threshold}, {method} is better than simply keeping the last frame {where}{sure}."]
 
 
 def about_amount_and_blur(verified: Verified, method: str) -> list[str]:
     """Whether the forecast has as much rain as fell, and as much structure."""
-    said = []
+    said, ratio = [], np.nan
     m = verified.methods.index(method)
     lead = nearest(verified.axes["lead"], HEADLINE_LEADS[-1:])[0]
     minutes = int(verified.axes["lead"][lead])
     forecast, observed = (float(verified.total[f"{k}_rain"][m, lead, 0]) for k in ("forecast", "observed"))
     if observed > 0:
-        said.append(f"At {minutes} min {method} forecasts {forecast / observed:.2f} times the rain that was observed.")
+        ratio = forecast / observed
+        said.append(f"At {minutes} min {method} forecasts {ratio:.2f} times the rain that was observed.")
     share = shower_power(verified, method)
     if share is not None:
         at, kept = share
         beside = shower_power(verified, "last_frame") if "last_frame" in verified.methods else None
         of_last = f" (the last frame {100 * beside[1]:.0f} %)" if beside is not None and method != "last_frame" else ""
-        blur = "; it is blurred, which lowers squared errors without any skill" if kept < 0.5 else ""
+        blur = ""
+        if kept < MUCH_LESS:
+            # too little rain has little structure, whether it is blurred or not
+            blur = (
+                "; it is blurred, which lowers squared errors without any skill"
+                if ratio > ENOUGH_RAIN
+                else ("; it is too weak, too smooth or both, which lowers squared errors without any skill")
+            )
         said.append(
             f"At {at} min it keeps {100 * kept:.0f} % of the observed structure at wavelengths of {SHOWER_KM[0]:g} to "
             f"{SHOWER_KM[1]:g} km{of_last}{blur}."
@@ -194,31 +203,37 @@ def shower_power(verified: Verified, method: str) -> tuple[int, float] | None:
     return int(leads[lead]), power / truth
 
 
-def about_certainty(verified: Verified, effective: Scores) -> str:
+def about_certainty(verified: Verified) -> str:
     """How much evidence there is."""
-    count, hours = len(verified.reference_times), verified.block_count
+    count, hours, blocks = len(verified.reference_times), len(verified.hours), verified.block_count
+    effective = verified.effective_forecasts
     known = effective[~np.isnan(effective)]
     worth = f"; neighbours resemble each other, so they are worth about {np.median(known):.0f}" if known.size else ""
-    if hours < FEWEST_BLOCKS:
+    head = f"{_number(count, 'forecast')} in {_number(hours, 'hour')}{worth}"
+    length = f"{_number(verified.block_hours, 'hour')}"
+    if blocks < FEWEST_BLOCKS:
         return (
-            f"{count} forecasts within {hours} different hours{worth}: fewer than {FEWEST_BLOCKS} hours are too few "
-            "for intervals, and every difference may be chance."
+            f"{head}. As long as they resemble each other they count as one: that makes {_number(blocks, 'block')} of "
+            f"{length}. Fewer than {FEWEST_BLOCKS} are too few for intervals, and every difference may be chance."
         )
-    return f"{count} forecasts in {hours} different hours{worth}. Intervals are of 95 %, by drawing whole hours."
+    return f"{head}. Intervals are of 95 %, from {blocks} blocks of {length}."
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def about_change(now: list[Verdict], before: list[Verdict], period: str) -> list[str]:
     """What became better or worse since the period before, beyond both intervals."""
     known = {(v.lead_minutes, v.threshold_mm_h): v for v in before}
-    said = []
+    said, compared = [], 0
     for v in now:
         old = known.get((v.lead_minutes, v.threshold_mm_h))
-        if old is None or np.isnan(v.difference) or np.isnan(old.difference):
+        if old is None or np.isnan(v.low) or np.isnan(old.low):
             continue
-        change = v.difference - old.difference
-        separate = v.low > old.high or v.high < old.low  # False where an interval is NaN
-        if separate:
-            word = "grew" if change > 0 else "fell"
+        compared += 1
+        if v.low > old.high or v.high < old.low:
+            word = "grew" if v.difference > old.difference else "fell"
             said.append(
                 f"Since {period} the CSI of {v.method} relative to {v.other} {word} at {v.lead_minutes} min and "
                 f"{v.threshold_mm_h:g} mm/h, from {old.difference:+.3f} to {v.difference:+.3f}."
@@ -226,5 +241,7 @@ def about_change(now: list[Verdict], before: list[Verdict], period: str) -> list
     if said:
         return said
     if not before:
-        return [f"There is no verified forecast of {period} to compare with."]
+        return [f"There is no forecast of {period} that was verified in the same way to compare with."]
+    if not compared:
+        return [f"Whether anything changed since {period} cannot be told: one of the two has too few hours."]
     return [f"Nothing changed beyond chance since {period}."]

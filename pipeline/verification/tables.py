@@ -32,6 +32,7 @@ COLUMNS = (
     "forecasts",
     "effective_forecasts",
     "hours",
+    "blocks",
 )
 
 
@@ -67,11 +68,11 @@ def estimates(verified: Verified, pixel_set: str, seed: int) -> list[Estimate]:
     ):
         chosen = {name: verified.blocks[name][..., at] for name in names}
         made += list(_of_methods(verified, chosen, table, dims, weights))
-    if "bin_pairs" in verified.blocks:
+    if "bin_pairs" in verified.by_hour:
         names = (*probability.OF_BINS, "probability_squared_error")
         chosen = {name: verified.blocks[name][..., at] for name in names}
         made += list(_of_forecast(chosen, scores.PROBABILITY_SCORES, ("structure_lead", "threshold"), weights))
-    if "ensemble_pairs" in verified.blocks:
+    if "ensemble_pairs" in verified.by_hour:
         chosen = {name: verified.blocks[name][..., at] for name in probability.OF_ENSEMBLES}
         made += list(_of_forecast(chosen, scores.ENSEMBLE_SCORES, ("structure_lead",), weights))
     return made
@@ -81,17 +82,20 @@ def _of_methods(
     verified: Verified, sums: Sums, table: dict[str, Score], dims: tuple[str, ...], weights: NDArray[np.float64] | None
 ) -> Iterator[Estimate]:
     total = {name: values.sum(axis=0) for name, values in sums.items()}
+    blocks = verified.block_count
     drawn = None if weights is None else bootstrap.resampled(sums, weights)
     for name, score in table.items():
         value = score.of(total)
         samples = None if drawn is None else score.of(drawn)
-        low, high = bootstrap.no_interval(value.shape) if samples is None else bootstrap.interval(samples)
+        low, high = (
+            bootstrap.no_interval(value.shape) if samples is None else bootstrap.interval(samples, value, blocks)
+        )
         differences = {}
         for n, other in enumerate(verified.methods):
             spread = (
                 bootstrap.no_interval(value.shape)
                 if samples is None
-                else bootstrap.interval(samples - samples[:, n : n + 1])
+                else bootstrap.interval(samples - samples[:, n : n + 1], value - value[n : n + 1], blocks)
             )
             differences[other] = (value - value[n : n + 1], *spread)
         yield Estimate(name, dims, value, low, high, differences)
@@ -104,11 +108,15 @@ def _of_forecast(
     drawn = None if weights is None else bootstrap.resampled(sums, weights)
     for name, score in table.items():
         value = score.of({key: values.sum(axis=0) for key, values in sums.items()})
-        low, high = bootstrap.no_interval(value.shape) if drawn is None else bootstrap.interval(score.of(drawn))
+        low, high = (
+            bootstrap.no_interval(value.shape)
+            if drawn is None
+            else bootstrap.interval(score.of(drawn), value, len(next(iter(sums.values()))))
+        )
         yield Estimate(name, dims, value[None], low[None], high[None], {})
 
 
-def score_table(verified: Verified, found: dict[str, list[Estimate]], cadence_minutes: int) -> pd.DataFrame:
+def score_table(verified: Verified, found: dict[str, list[Estimate]]) -> pd.DataFrame:
     """All scores of all methods and pixel sets, a row each, with ``COLUMNS``.
 
     Args:
@@ -116,7 +124,7 @@ def score_table(verified: Verified, found: dict[str, list[Estimate]], cadence_mi
     """
     frames = []
     coverage = verified.coverage()
-    effective = verified.effective_forecasts(60 * cadence_minutes)
+    effective = verified.effective_forecasts
     forecasts = verified.total["observed"]
     for pixel_set in PIXEL_SETS:
         for one in found[pixel_set]:
@@ -134,7 +142,7 @@ def score_table(verified: Verified, found: dict[str, list[Estimate]], cadence_mi
     table["pairs"] = verified.total["pairs"][0][where, is_all].astype(np.int64)
     table["coverage"] = np.where(is_all, 1.0, coverage[where])
     table["forecasts"], table["effective_forecasts"] = forecasts[where], effective[where]
-    table["hours"] = verified.block_count
+    table["hours"], table["blocks"] = len(verified.hours), verified.block_count
     table["model"], table["kind"] = verified.model, verified.kind
     return table[list(COLUMNS)]
 

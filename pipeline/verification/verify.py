@@ -113,8 +113,10 @@ def verify(
         by_file[store.scores(domain.name, row["kind"], compared.scores_key(row, domain), day), row["kind"]].append(row)
     checksums = frame_checksums(catalog, domain, start, end)
     work: list[tuple[Path, list[Row]]] = []
+    standing = scorer.recorded_digests()
     for (path, _), of_file in by_file.items():
-        due = [row for row in of_file if _is_due(scorer, row, checksums, path)]
+        whole = files.has_digest(path, standing.get(store.relative(path), ""))
+        due = [row for row in of_file if _is_due(scorer, row, checksums, whole)]
         if due:
             work.append((path, due))
     total = sum(len(due) for _, due in work)
@@ -149,15 +151,19 @@ def verify(
     return result
 
 
-def _is_due(scorer: "SumsFiles", row: Row, checksums: dict[int, str], path: Path) -> bool:
-    """Whether the sums of a forecast may have to be made; one without observations is marked as waiting."""
+def _is_due(scorer: "SumsFiles", row: Row, checksums: dict[int, str], whole: bool) -> bool:
+    """Whether the sums of a forecast may have to be made; one without observations is marked as waiting.
+
+    Args:
+        whole: the file with its sums is there, as the catalog recorded it.
+    """
     item, result = scorer.due(row, checksums), scorer.result
     if item is None:
         result.waiting += 1
         if not row["verified_reason"]:
             scorer.mark([row | {"verified_reason": "no observation of its lead times has arrived"}])
         return False
-    if item.digest == row["observations_digest"] and path.is_file() and path.stat().st_size:
+    if item.digest == row["observations_digest"] and whole:
         result.unchanged += 1
         return False
     return True
@@ -256,19 +262,18 @@ class SumsFiles:
                 if item.row is not None:
                     marked.append(item.row | self._verdict(item, observations))
             if not made:
+                if standing is not None and marked:
+                    row = self._file_row(
+                        name, kind, key, marked[0]["reference_time"], str(standing.attrs["content_digest"])
+                    )
+                    with self.catalog.write() as connection:
+                        self.catalog.upsert(connection, tables.scores, [row])
                 self.mark(marked)
                 return
             merged = files.merge(standing, files.to_dataset(made, methods, self.rules))
             try:
                 with self.store.new_file(path) as temporary:
-                    row = {
-                        "path": name,
-                        "domain": self.domain.name,
-                        "kind": kind,
-                        "model": key,
-                        "day": times.seconds(times.day_of(tables.from_seconds(made[0].reference_time))),
-                        "content_digest": files.write(merged, temporary),
-                    }
+                    row = self._file_row(name, kind, key, made[0].reference_time, files.write(merged, temporary))
                     with self.catalog.write() as connection:
                         lease.check(connection)
                         self.store.put(temporary, path)
@@ -279,6 +284,23 @@ class SumsFiles:
                 return
         self.result.scored += len(made)
         self.result.files.append(name)
+
+    def recorded_digests(self) -> dict[str, str]:
+        """Path -> content digest of every file of sums of the domain that the catalog knows."""
+        s = tables.scores.c
+        rows = self.catalog.read(sa.select(s.path, s.content_digest).where(s.domain == self.domain.name))
+        return {row["path"]: row["content_digest"] for row in rows}
+
+    def _file_row(self, name: str, kind: str, key: str, reference_time: int, content_digest: str) -> Row:
+        day = times.seconds(times.day_of(tables.from_seconds(reference_time)))
+        return {
+            "path": name,
+            "domain": self.domain.name,
+            "kind": kind,
+            "model": key,
+            "day": day,
+            "content_digest": content_digest,
+        }
 
     def _was_made(self, name: str) -> bool:
         """Whether the catalog knows a file of that name: then others than those asked for belong in it."""

@@ -90,12 +90,12 @@ def test_a_foreign_ensemble_gets_scores_of_probabilities(settings, tmp_path):
     table = pd.read_csv(page.scores)
     assert {"brier", "brier_skill", "roc_area", "crps", "crps_fair"} <= set(table.score)
     assert "Reliability of probabilities" in page.page.read_text()
+    assert set(table[table.score == "crps"].lead_minutes) == {10, 20, 30}  # the lead times that have sums of windows
     crps = table[(table.score == "crps") & (table.pixel_set == "common")].set_index("lead_minutes").value
     # members at half, once and one and a half times the truth x: mean |.| is x/3, half the mean distance is 2x/9
     _, rates = truth(settings, T0)
-    floor = rates >= 0.2  # below that a member may fall under the drizzle floor
-    expected = (rates / 9).mean(axis=(1, 2))
-    assert floor.any() and crps.to_numpy() == pytest.approx(expected, rel=0.05)
+    expected = (rates[:3] / 9).mean(axis=(1, 2))
+    assert crps.to_numpy() == pytest.approx(expected, rel=0.05)  # but for members that fall under the drizzle floor
 
 
 def test_missing_cells_and_missing_lead_times_of_theirs_are_no_forecast(settings, tmp_path):
@@ -151,7 +151,68 @@ def test_a_name_of_ours_and_a_pattern_without_files(settings, tmp_path):
     with pytest.raises(SettingsError, match="no file fits"):
         verify(settings, tmp_path / "*.nc")
     write(tmp_path / "a.nc", settings)
-    assert "is that of a method of ours" in verify(settings, tmp_path / "a.nc", "last_frame").problems[0]
+    with pytest.raises(SettingsError, match="a method of ours has this name"):
+        verify(settings, tmp_path / "a.nc", "last_frame")
+
+
+@pytest.mark.parametrize(
+    ("standard_name", "units", "factor"),
+    [
+        ("rainfall_flux", "kg m-2 s-1", 1 / 3600),
+        ("rainfall_rate", "mm h-1", 1.0),
+        ("equivalent_reflectivity_factor", "dBZ", None),
+    ],
+)
+def test_units_of_other_conventions(settings, tmp_path, standard_name, units, factor):
+    _, rates = truth(settings, T0)
+    with np.errstate(divide="ignore"):
+        values = rates * factor if factor else np.maximum(10 * np.log10(200 * rates**1.6), -32)
+    write(tmp_path / "a.nc", settings, values=values, attrs={"standard_name": standard_name, "units": units})
+    assert verify(settings, tmp_path / "a.nc").problems == []
+    (path,) = (settings.root / "verification/small/external").rglob("*.nc")
+    data = files.read(path)
+    assert data["misses"].values[:, 0].sum() == 0 and data["false_alarms"].values[:, 0].sum() == 0
+
+
+@pytest.mark.parametrize("value", [np.inf, 1e30 / 3.6e6])
+def test_what_cannot_be_rain_is_refused(settings, tmp_path, value):
+    _, rates = truth(settings, T0)
+    write(tmp_path / "a.nc", settings, values=np.full_like(rates, value, np.float64))
+    assert "more than 2500 is no rain" in verify(settings, tmp_path / "a.nc").problems[0]
+
+
+def test_nothing_but_missing_values_a_time_that_is_none_and_a_second_file_of_one_time(settings, tmp_path):
+    _, rates = truth(settings, T0)
+    write(tmp_path / "a.nc", settings, values=np.full_like(rates, np.nan))
+    assert "has no value at our lead times" in verify(settings, tmp_path / "a.nc").problems[0]
+    with xr.open_dataset(write(tmp_path / "b.nc", settings, T0 + STEP), engine="h5netcdf") as data:
+        timeless = data.load().assign_coords(
+            forecast_reference_time=((), np.datetime64("NaT", "ns"), {"standard_name": "forecast_reference_time"})
+        )
+        data.to_netcdf(tmp_path / "c.nc", engine="h5netcdf")
+        timeless.to_netcdf(tmp_path / "d.nc", engine="h5netcdf")
+    report = verify(settings, tmp_path / "[bcd].nc")
+    assert report.verify.scored == 1
+    assert any("c.nc is of 2024-06-01T02:10:00Z, as" in one for one in report.problems)
+    assert any("d.nc: its forecast_reference_time is no time" in one for one in report.problems)
+
+
+def test_a_product_of_another_place_is_not_scored_cell_by_cell(settings, tmp_path):
+    moved = synthetic_domain(model="optical_flow")
+    moved = moved.model_copy(update={"grid": moved.grid.model_copy(update={"centre": (6.0, 51.0)})})
+    other = settings_for(tmp_path / "other", moved)
+    operations.backfill(other, "small", T0, T0, NOW)
+    report = verify(settings, tmp_path / "other/products/**/*_r1.nc", "other")
+    assert report.verify.scored == 0 and "is on another grid" in report.problems[0]
+
+
+def test_a_projection_that_puts_the_cells_elsewhere_is_another_grid(settings, tmp_path):
+    from pyproj import CRS
+
+    there = CRS.from_user_input("+proj=laea +lat_0=51 +lon_0=6 +ellps=WGS84 +units=m +type=crs").to_cf()
+    with xr.open_dataset(write(tmp_path / "a.nc", settings), engine="h5netcdf") as data:
+        data.load().assign(crs=((), 0, there)).to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+    assert "by its projection a corner lies" in verify(settings, tmp_path / "b.nc").problems[0]
 
 
 def test_a_product_of_another_root_comes_back_pixel_by_pixel(settings, tmp_path):

@@ -281,6 +281,7 @@ def test_thesis_correlation_by_hand():
     p, q = np.array([3.0, 0.0, 4.0]), np.array([3.0, 1.0, 0.0])
     value = scores.correlation((p * q).sum(), (p * p).sum(), (q * q).sum(), 3)
     assert float(value) == pytest.approx(9 / np.sqrt(25 * 10))
+    assert np.isnan(scores.correlation(0.0, 0.0, 25.0, 3))  # a dry forecast is neither like nor unlike
 
 
 def ensemble_sums(members, observed, mask, rates):
@@ -303,10 +304,7 @@ def test_crps_of_an_ensemble_equals_that_of_the_scores_package(pair):
     members = np.clip(observed.astype(int) + rng.integers(-60, 60, (7, *observed.shape)), 0, 255).astype(np.uint8)
     rates = np.linspace(0, 50, 256)
     sums, _ = ensemble_sums(members, observed, valid, rates)
-    ours = {
-        name: float(s.of({k: v[0, 0] for k, v in sums.items() if k != "members"}))
-        for name, s in scores.crps_scores(7).items()
-    }
+    ours = {name: float(s.of({k: v[0, 0] for k, v in sums.items()})) for name, s in scores.ENSEMBLE_SCORES.items()}
     fields = xr.DataArray(rates[members], dims=("m", "y", "x"))
     truth = as_nan(observed, valid).copy(data=np.where(valid, rates[observed], np.nan))
     for name, method in (("crps", "ecdf"), ("crps_fair", "fair")):

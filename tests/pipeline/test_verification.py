@@ -49,7 +49,7 @@ def test_every_forecast_is_scored_beside_the_last_frame(settings):
     _, data = the_sums(settings)
     assert data.attrs["methods"] == "optical_flow last_frame"
     (verified,) = the_period(settings)
-    table = score_table(verified, {name: estimates(verified, name, 0) for name in PIXEL_SETS}, 10)
+    table = score_table(verified, {name: estimates(verified, name, 0) for name in PIXEL_SETS})
     table = table[(table.score == "csi") & (table.versus == "")]
     first = table[(table.lead_minutes == 10) & (table.threshold_mm_h == 0.5)].set_index(["method", "pixel_set"]).value
     assert first["optical_flow", "common"] > first["last_frame", "common"]  # the rain moves
@@ -128,17 +128,15 @@ def test_scores_under_other_thresholds_and_back_again_are_scores_of_all(settings
     assert operations.verify(settings, "small", None, None, NOW).verify.unchanged == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage"])
+@pytest.mark.parametrize("content", [b"", b"garbage", "truncated"])
 def test_a_lost_or_damaged_file_of_scores_is_made_again(settings, content):
     backfill(settings, cycles=3)
     path, _ = the_sums(settings)
-    before = read_digest(path)
-    path.write_bytes(content)
-    if content:  # its size does not tell; whoever scores next finds it
-        with Catalog(settings.catalog).write() as connection:
-            first = tables.cycles.c.reference_time == T0.timestamp()
-            connection.execute(sa.update(tables.cycles).where(first).values(observations_digest=""))
-    operations.verify(settings, "small", None, None, NOW)
+    before, before_bytes = read_digest(path), path.read_bytes()
+    path.write_bytes(before_bytes[:-100] if content == "truncated" else content)
+    page = operations.report(settings, "small", None, None, None, NOW)
+    assert any("Some scores are left out" in one and "nowcast verify small" in one for one in page.summary)
+    assert operations.verify(settings, "small", None, None, NOW).verify.scored == 3
     assert read_digest(path) == before
 
 
