@@ -117,7 +117,7 @@ def print_report(report: Any, as_json: bool) -> None:
         for problem in report.problems[:20]:
             err.print(f"[red]not done:[/] {escape(problem)}")
         if len(report.problems) > 20:
-            err.print(f"... and {len(report.problems) - 20} more; `nowcast status` counts them")
+            err.print(f"... and {len(report.problems) - 20} more; --json has all")
     if report.problems:
         raise typer.Exit(Exit.PARTLY)
 

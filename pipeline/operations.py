@@ -374,6 +374,7 @@ def _issue(
     products, problems = [], list(report.problems)
     for reference_time, outcome in outcomes.items():
         report.notes += outcome.warnings
+        problems += outcome.undelivered
         states[outcome.state] += 1
         if outcome.state in {"skipped", "held"}:
             problems.append(f"{outcome.state} {times.iso(reference_time)}: {outcome.reason}")

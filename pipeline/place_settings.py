@@ -72,11 +72,11 @@ def check_name(name: Any) -> str:
     Raises:
         ValueError: it has other characters, or is too long.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W_]([\w -]{0,58}[\w-])?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_]([\w .'()-]{0,58}[\w.)'-])?", name):
         shown = repr(name)[:80]
         raise ValueError(
-            f"{shown}: the name of a place is letters, digits, space, - and _ (at most 60), and begins with a letter "
-            "or digit"
+            f"{shown}: the name of a place is letters, digits, space and . ' ( ) - _ (at most 60), and begins with a "
+            "letter or digit"
         )
     return name
 

@@ -21,7 +21,7 @@ from pipeline.frames.sequences import InputSequence
 from pipeline.storage import Store
 from pipeline.warnings import forecasts
 from pipeline.warnings.places import Place
-from pipeline.warnings.watch import watch
+from pipeline.warnings.watch import Told, watch
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Outcome:
         reason: why it was skipped, or why it is not the model's.
         path: of the product, below the root.
         warnings: that were raised or ended, in words.
+        undelivered: messages that no webhook took, and why.
     """
 
     reference_time: datetime
@@ -47,6 +48,7 @@ class Outcome:
     content_digest: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    undelivered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ def publish(
 def announce(domain: Domain, store: Store, catalog: Catalog, row: Row, state: str) -> Outcome:
     """Point to a product that stands and, if it was issued, raise and end warnings; a second time does nothing."""
     point_latest(store, catalog, domain, row)
-    told: tuple[str, ...] = ()
+    told = Told()
     if row["kind"] == "issued":
         told = watch(domain, store, catalog, store.place_forecasts(store.root / row["path"]))
-    return replace(outcome(row, state), warnings=told)
+    return replace(outcome(row, state), warnings=told.warnings, undelivered=told.undelivered)
 
 
 def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:

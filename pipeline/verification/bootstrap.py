@@ -81,8 +81,8 @@ def effective_size(series: NDArray[np.float64], times_s: NDArray[np.int64], cade
 def block_hours(sizes: NDArray[np.float64], forecasts: int, hours: int, cadence_s: int, horizon_s: int) -> int:
     """Hours in a row that are drawn together: twice the time in which forecasts resemble each other.
 
-    Where that leaves too few blocks they are shortened, but not below that time. In simulations with a memory of an hour
-    or more such intervals of 95 % held the truth in 83 to 93 of 100 cases; with single hours it was 40 to 70.
+    Where that leaves too few blocks they are shortened, but not below that time. In simulations with a memory of an
+    hour or more such intervals of 95 % held the truth in 83 to 93 of 100 cases; with single hours it was 40 to 70.
 
     Args:
         sizes: effective number of forecasts, see ``effective_size``, of some lead times; NaN is not known.

@@ -68,7 +68,10 @@ def write_report(
     source = Archive(store, domain).source()  # scores of other settings do not belong on this domain's page
     cycles = _cycles(catalog, domain, start, end)
     if not cycles:
-        raise NotForecast(f"no forecast of {domain.name} in the period; run `nowcast backfill {domain.name}` first")
+        span = " to ".join(times.iso(t) if t else "now" for t in (start or times.EPOCH, end))
+        raise NotForecast(
+            f"no forecast of {domain.name} in the period {span}; `nowcast backfill {domain.name}` makes some"
+        )
     first, last = (tables.from_seconds(cycles[n]["reference_time"]) for n in (0, -1))
     unreadable: list[str] = []
     found = read_period(store, catalog, domain, first, last, unreadable=unreadable)
@@ -88,6 +91,10 @@ def write_report(
     everything.insert(0, "domain", domain.name)
     with store.publish(csv) as temporary:
         everything.to_csv(temporary, index=False, float_format="%.6g")
+    of_places = _place_table(domain, found)
+    if len(of_places):
+        with store.publish(csv.with_name(f"{stem}_places.csv")) as temporary:
+            of_places.to_csv(temporary, index=False, float_format="%.6g")
     span = f"the period before ({times.iso(start - (end - start) - domain.cadence)} to {times.iso(start)})"
     sections = [
         _section(domain, one, of_both, before, span, pair, whole=one is found[0])
@@ -193,6 +200,20 @@ def _section(
     }
 
 
+def _place_table(domain: Domain, found: Sequence[Verified]) -> pd.DataFrame:
+    """Scores of warnings and onsets, a row each."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        head = {"domain": domain.name, "model": one.model, "kind": one.kind}
+        for warning in events.warning_scores(domain, one):
+            rule = warning.rule
+            event = {"what": "warning", "place": rule.place, "amount_mm": rule.amount_mm, "minutes": rule.minutes}
+            counts = {key: value for key, value in vars(warning).items() if key != "rule"}
+            rows.append({**head, **event, **counts, "pod": warning.pod, "far": warning.far})
+        rows += [{**head, "what": "onset", **vars(onset)} for onset in events.onset_scores(one)]
+    return pd.DataFrame(rows)
+
+
 def _warning_row(score: events.WarningScore) -> tuple[str, ...]:
     rule = score.rule
     return (
@@ -227,7 +248,7 @@ def _before(one: Verified, before: list[Verified], method: str, other: str) -> l
 
 def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tuple[str, str, str]]:
     """Title, caption and picture of each figure."""
-    shade = "Shaded: 95 % intervals."
+    shade = "" if np.isnan(found["csi"].low).all() else "Shaded: 95 % intervals."
     made = [
         ("Critical success index against lead time", shade, figures.against_lead(found["csi"], one, "CSI (best 1)")),
     ]
@@ -337,8 +358,8 @@ def rules_text(domain: Domain, rules: Rules) -> list[str]:
         "difference in CSI between the first two methods at the lowest threshold (Wilks 2011).",
         "Warnings: an event is a spell of cycles with the amount observed ahead; it is detected if a warning stood "
         "before all of it had fallen, and the time gained is from the warning to then, at most twice the minutes of "
-        "the rule. A warning that never stood in such a cycle is false. Onsets are of forecasts made while it was dry; an "
-        "error above 0 is too late.",
+        "the rule. A warning that never stood in such a cycle is false. Onsets are of forecasts made while it was dry; "
+        "an error above 0 is too late.",
         f"Z = {domain.zr.a:g} R^{domain.zr.b:g}; pixels 0 to 255 are {rules.scale_dbz[0]:g} to "
         f"{rules.scale_dbz[1]:g} dBZ.",
     ]

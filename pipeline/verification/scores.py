@@ -143,6 +143,10 @@ FIELD_SCORES: dict[str, Score] = {
 FSS = {"fss": Score("FSS", lambda s: fss(s["fraction_forecast"], s["fraction_observed"], s["fraction_product"]), 1)}
 
 
+# of each band of wavelengths
+POWER = {"power_ratio": Score("power / observed power", lambda s: _ratio(s["power"], s["observed_power"]), None)}
+
+
 def brier(s: Sums) -> Scores:
     """Brier score, the mean squared error of a probability; 0 to 1, best 0. Bins are the last axis."""
     return mean(s["probability_squared_error"], s["bin_pairs"].sum(axis=-1))

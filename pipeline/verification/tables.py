@@ -22,7 +22,7 @@ COLUMNS = (
     "pixel_set",
     "lead_minutes",
     "threshold_mm_h",
-    "scale_km",
+    "scale_km",  # side of the neighbourhood; wavelength
     "score",
     "value",
     "low",
@@ -68,6 +68,12 @@ def estimates(verified: Verified, pixel_set: str, seed: int) -> list[Estimate]:
     ):
         chosen = {name: verified.blocks[name][..., at] for name in names}
         made += list(_of_methods(verified, chosen, table, dims, weights))
+    if pixel_set == "common":  # what is transformed
+        power = verified.blocks["power"]
+        truth = np.asarray(verified.blocks["observed_power"], np.float64)[:, None]
+        observed = np.repeat(truth, power.shape[1], axis=1)
+        chosen = {"power": power, "observed_power": observed}
+        made += list(_of_methods(verified, chosen, scores.POWER, ("structure_lead", "band"), weights))
     if "bin_pairs" in verified.by_hour:
         names = (*probability.OF_BINS, "probability_squared_error")
         chosen = {name: verified.blocks[name][..., at] for name in names}
@@ -158,7 +164,7 @@ def _long(
             **head,
             "lead_minutes": named.get("lead", named.get("structure_lead")),
             "threshold_mm_h": named.get("threshold", np.nan),
-            "scale_km": named.get("scale", np.nan),
+            "scale_km": named.get("scale", named.get("band", np.nan)),
             "value": value,
             "low": low,
             "high": high,

@@ -114,9 +114,12 @@ def verify(
     checksums = frame_checksums(catalog, domain, start, end)
     work: list[tuple[Path, list[Row]]] = []
     standing = scorer.recorded_digests()
+    standing_rows: dict[Path, int] = {}
     for (path, _), of_file in by_file.items():
         whole = files.has_digest(path, standing.get(store.relative(path), ""))
+        before = result.unchanged
         due = [row for row in of_file if _is_due(scorer, row, checksums, whole)]
+        standing_rows[path] = result.unchanged - before
         if due:
             work.append((path, due))
     total = sum(len(due) for _, due in work)
@@ -126,10 +129,11 @@ def verify(
         def show(n: int, before: int = before) -> None:
             progress(before + n, total)
 
-        def items(whole: bool, due: list[Row] = due) -> list[Due]:
+        def items(whole: bool, path: Path = path, due: list[Row] = due) -> list[Due]:
             if not whole:
                 return [item for row in due if (item := scorer.due(row, checksums)) is not None]
-            # the file is made anew: all forecasts that belong in it
+            # the file is made anew: all forecasts that belong in it, also those that would have stood
+            result.unchanged -= standing_rows[path]
             day = times.day_of(tables.from_seconds(due[0]["reference_time"]))
             rows = [
                 row

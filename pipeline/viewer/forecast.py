@@ -17,7 +17,6 @@ from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame, Pixels, rate_table
 from pipeline.storage import Store
-from pipeline.verification.figures import NO_COVERAGE_COLOUR
 from pipeline.viewer.images import NOTHING_SEEN, png, probability_classes, rate_classes, seen
 from pipeline.viewer.mercator import MercatorImage, mercator_image
 
@@ -86,7 +85,6 @@ def read_forecast(domain: Domain, store: Store, path: Path) -> tuple[dict[str, A
         "rates_mm_h": [float(f"{rate:.4g}") for rate in rate_table(domain.zr, domain.scale, floor)],
         "rate_classes": rate_classes(domain, floor),
         "probability_classes": probability_classes(),
-        "no_coverage_colour": NO_COVERAGE_COLOUR,
         "past": past[first:],
         "gaps": [shown["time"] for shown in past if shown["frame"] is None],
         "lead_times": [times.iso(reference_time + (n + 1) * domain.cadence) for n in range(len(pixels))],
@@ -142,7 +140,8 @@ def read_places(path: Path) -> list[dict[str, Any]]:
             where = {"longitude": float(place["longitude"]), "latitude": float(place["latitude"])}
         else:
             where = {"rings": [[[float(lon), float(lat)] for lon, lat, *_ in ring] for ring in place["rings"]]}
-        found.append({"name": str(place["name"]), "kind": str(place["kind"]), **where})
+        said = {key: place[key] for key in ("amount_mm", "onset", "end") if key in place}
+        found.append({"name": str(place["name"]), "kind": str(place["kind"]), **where, **said})
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +35,34 @@ class _Kept:
     pending: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Told:
+    """What was raised or ended, in words; and which webhooks did not take their messages."""
+
+    warnings: tuple[str, ...] = ()
+    undelivered: tuple[str, ...] = ()
+
+
+def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path) -> Told:
     """Raise and end warnings after an issued cycle, record them, and send them to their webhooks.
 
-    A webhook that cannot be reached is logged and tried again with the next cycle.
+    A webhook that cannot be reached is tried again with the next cycle. A forecast that was issued when the time of a
+    rule was over changes nothing for that rule.
 
     Args:
         place_forecasts: the JSON document of the cycle's places.
-
-    Returns:
-        What was raised or ended, in words.
     """
     if not domain.warnings:
-        return ()
+        return Told()
     try:
         document = json.loads(place_forecasts.read_text(encoding="utf-8"))
         reference_time = times.parse_time(document["reference_time"])
-        amounts = _amounts(domain.warnings, document)
+        issued_after = times.parse_time(document["issue_time"]) - reference_time
+        ahead = [rule for rule in domain.warnings if issued_after < timedelta(minutes=rule.minutes)]
+        amounts = _amounts(ahead, document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         log.warning("no warnings from %s: %s: %s", place_forecasts.name, type(err).__name__, err)
-        return ()
+        return Told()
     path = store.warnings(domain.name)
     with catalog.write():  # its lock keeps two processes apart
         kept = _read(path)
@@ -65,10 +74,10 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
         wanted = [(rule.key, entry) for rule, entry in told if rule.webhook is not None]
         if state is not kept.state:
             _write(store, path, _Kept(state, _newest(kept.pending + wanted)))
-    _deliver(domain, store, catalog, path)
+    undelivered = _deliver(domain, store, catalog, path)
     for message in messages:
         log.info("%s: %s", message.event, message.text)
-    return tuple(f"warning {message.event}: {message.text}" for message in messages)
+    return Told(tuple(f"warning {message.event}: {message.text}" for message in messages), undelivered)
 
 
 def _amounts(rules: Sequence[WarningRule], document: dict[str, Any]) -> dict[str, float | None]:
@@ -84,13 +93,18 @@ def _newest(pending: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[s
     return pending[-MOST_PENDING:]
 
 
-def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> None:
-    """Send what is pending, oldest first, outside of the catalog's lock; after a failure no more to that host."""
+def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tuple[str, ...]:
+    """Send what is pending, oldest first, outside of the catalog's lock; after a failure no more to that host.
+
+    Returns:
+        What could not be sent, and why.
+    """
     if not _read(path).pending:
-        return
+        return ()
+    failures = []
     with catalog.lease(f"warnings/{domain.name}") as lease:
         if lease is None:
-            return  # another process sends; what it does not know of yet goes out with the next cycle
+            return ()  # another process sends; what it does not know of yet goes out with the next cycle
         addresses = {rule.key: rule.webhook.get_secret_value() for rule in domain.warnings if rule.webhook is not None}
         silent: set[str] = set()
         done = set()
@@ -104,12 +118,16 @@ def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> None
             if reason:
                 silent.add(host)
                 log.warning("the webhook at %s did not take %s: %s", host, message["id"], reason)
+                failures.append(
+                    f"the webhook at {host} did not take {message['id']}: {reason}; the next cycle tries again"
+                )
             elif host not in silent:
                 done.add(message["id"])
         if done:
             with catalog.write():
                 kept = _read(path)
                 _write(store, path, _Kept(kept.state, [one for one in kept.pending if one[1]["id"] not in done]))
+    return tuple(failures)
 
 
 def _read(path: Path) -> _Kept:

@@ -149,19 +149,26 @@ def test_nobody_listening_is_a_reason():
     assert "refused" in webhook.post("http://127.0.0.1:9/services/hush", {"text": "x"})
 
 
-def cycle(store, domain, number: int, amount: float | None):
-    """Publish the place forecasts of a cycle and watch them."""
+def cycle(store, domain, number: int, amount: float | None, late: timedelta = timedelta(0)):
+    """Publish the place forecasts of a cycle and watch them; returns what was told."""
     path = store.root / f"{number}.places.json"
     document = {
         "reference_time": (T0 + number * STEP).isoformat(),
+        "issue_time": (T0 + number * STEP + late).isoformat(),
         "places": [{"name": "home", "amount_mm": {"30": amount}}],
     }
     path.write_text(json.dumps(document))
     catalog = Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}")
     try:
-        return watch(domain, store, catalog, path)
+        return watch(domain, store, catalog, path).warnings
     finally:
         catalog.close()
+
+
+def test_a_forecast_that_comes_when_the_time_of_a_rule_is_over_changes_nothing(store):
+    assert cycle(store, watched(), 0, 12, late=timedelta(minutes=30)) == ()
+    assert len(cycle(store, watched(), 1, 12, late=timedelta(minutes=29))) == 1
+    assert cycle(store, watched(), 2, 0, late=timedelta(hours=1)) == ()
 
 
 def watched(address: str | None = None, **changes):
@@ -225,7 +232,10 @@ def test_damaged_place_forecasts_are_no_forecast(store, caplog):
     (store.root / "x.json").write_text('{"reference_time": "2024-06-01T03:00Z", "places": [7]}')
     with caplog.at_level("WARNING", logger="pipeline"):
         assert (
-            watch(watched(), store, Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}"), store.root / "x.json") == ()
+            watch(
+                watched(), store, Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}"), store.root / "x.json"
+            ).warnings
+            == ()
         )
     assert "x.json" in caplog.text and (store.root / "warnings/small.json").read_bytes() == before
 
@@ -261,7 +271,9 @@ def test_only_issued_cycles_warn_and_the_report_says_it(root, tmp_path, hook):
     assert old.cycles == {"published": 1} and old.notes == [] and not (root / "warnings").exists()
     hook.answer = "hang"
     new = operations.run(settings, "small", T0, T0)
-    assert new.cycles == {"published": 1} and new.problems == []
+    assert new.cycles == {"published": 1}
+    (problem,) = new.problems  # the command then ends with 3
+    assert problem.startswith("the webhook at 127.0.0.1 did not take small/home/30/1/") and "tries again" in problem
     (note,) = new.notes
     assert note.startswith("warning raised: home: ") and "threshold 1 mm" in note
     # the cycle runs again: the product stands, and the message that is still to be sent goes out

@@ -114,7 +114,7 @@ def test_missing_cells_and_missing_lead_times_of_theirs_are_no_forecast(settings
     ("changes", "message"),
     [
         ({"shift": 500.0}, "is on another grid: y runs from"),
-        ({"attrs": {"units": "inch h-1"}}, "rain is in 'inch h-1', expected dBZ or one of"),
+        ({"attrs": {"units": "inch h-1"}}, "in 'inch h-1', expected mm h-1"),
         ({"attrs": {"standard_name": "air_temperature"}}, "no variable over time and two axes with a standard name"),
         ({"time": T0 - timedelta(days=3)}, "we have no forecast of small from 2024-05-29"),
     ],

@@ -33,13 +33,13 @@ const nowcastFrames = (() => {
     return values;
   }
 
-  /** Colour of each value: that of the last class that it reaches; below the first none. */
-  function palette(classes, noCoverage) {
-    const table = new Uint8ClampedArray(4 * 256);
+  /** Colour of each value: that of the last class that it reaches, below the first white; what nobody saw is clear. */
+  function palette(classes) {
+    const table = new Uint8ClampedArray(4 * 256).fill(255);
     const channels = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
     for (const { value, colour } of classes)
       for (let n = value; n < NOTHING_SEEN; n++) table.set([...channels(colour), 255], 4 * n);
-    table.set([...channels(noCoverage), 128], 4 * NOTHING_SEEN);
+    table.set([0, 0, 0, 0], 4 * NOTHING_SEEN);
     return new Uint32Array(table.buffer);
   }
 

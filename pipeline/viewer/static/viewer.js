@@ -6,6 +6,7 @@
   const FORMAT_VERSION = 1;
   const MS_PER_MINUTE = 50; // of the loop: ten minutes of rain pass in half a second
   const PAUSE_AT_END = 4; // frames
+  const MOST_LABELS = 12; // places with their names on the map; of more, names come up under the pointer
   const POLL_S = Number(new URLSearchParams(location.search).get("poll")) || 60;
 
   const { NOTHING_SEEN, CanvasOverlay, palette, paint, cellOf } = nowcastFrames;
@@ -71,7 +72,13 @@
         ? L.polygon(place.rings.map((ring) => ring.map(([lon, lat]) => [lat, lon])), { ...style, fillOpacity: 0 })
         : L.circleMarker([place.latitude, place.longitude], { ...style, radius: 5, fillOpacity: 0.9 });
       // an element: a string would be read as HTML
-      drawn.bindTooltip(element("span", {}, place.name), { sticky: true }).addTo(places);
+      const labelled = !areas.includes(place) && forecast.places.length <= MOST_LABELS;
+      const label = labelled ? { permanent: true, direction: "right", offset: [6, 0], className: "place" } : { sticky: true };
+      drawn.bindTooltip(element("span", {}, place.name), label).addTo(places);
+      drawn.on("click", (event) => {
+        L.DomEvent.stopPropagation(event);
+        openSeries(areas.includes(place) ? event.latlng : L.latLng(place.latitude, place.longitude), false, place);
+      });
     }
   }
 
@@ -189,7 +196,7 @@
       element("span", { className: "name" },
         rate ? "Rain rate, mm/h, from" : `Probability of rain \u2265 ${layer.threshold_mm_h} mm/h, %, from`),
       element("span", { className: "classes" }, ...classes.map(({ from, colour }) => swatch(colour, String(from), "class")),
-        swatch(forecast.no_coverage_colour + "80", "no coverage", "none")),
+        swatch("var(--unseen)", "not observed", "none")),
     );
   }
 
@@ -255,13 +262,14 @@
   }
 
   /** renewed: for a newer forecast, which must not take the focus from where the reader is. */
-  async function openSeries(latlng, renewed = false) {
+  async function openSeries(latlng, renewed = false, place = null) {
     const open = renewed && Boolean(by("panel-body").querySelector("details")?.open);
     removePoint();
     const marker = L.circleMarker(latlng, { radius: 7, color: "#000", weight: 2, fillColor: "#fff", fillOpacity: 0.6, interactive: false });
-    const mine = point = { latlng, marker: marker.addTo(map), chart: null };
+    if (place) place = forecast.places.find(({ name }) => name === place.name) || null;
+    const mine = point = { latlng, marker: marker.addTo(map), chart: null, place };
     if (!renewed) {
-      openPanel(degrees(latlng), element("p", {}, "reading the frames"));
+      openPanel(place ? place.name : degrees(latlng), element("p", {}, "reading the frames"));
       focusPanel();
     }
     const cell = cellOf(forecast, latlng), from = forecast;
@@ -286,6 +294,7 @@
     const table = nowcastSeries.table(from.times, from.now, lines, probabilities);
     by("panel-body").className = "series";
     by("panel-body").replaceChildren(
+      ...(place ? nowcastWords.ofPlace(place).map((text) => element("p", {}, text)) : []),
       ...(some
         ? [nowcastSeries.keys(lines), mine.chart]
         : [element("p", {}, "No coverage: no radar of this domain sees this place.")]),
@@ -342,7 +351,7 @@
     forecast.times = [...content.past.map((p) => p.time), ...content.lead_times].map((text) => new Date(text));
     forecast.now = new Date(content.reference_time);
     forecast.layers = layersOf(content);
-    forecast.palettes = { rate: palette(content.rate_classes, content.no_coverage_colour), probability: palette(content.probability_classes, content.no_coverage_colour) };
+    forecast.palettes = { rate: palette(content.rate_classes), probability: palette(content.probability_classes) };
     layer = forecast.layers.find((one) => before && one.key === before.key) ?? forecast.layers[0];
     const same = before ? forecast.times.findIndex((time) => +time === before.time) : -1;
     index = same < 0 ? forecast.past.length - 1 : same;
@@ -359,7 +368,7 @@
     drawPlaces();
     choose(layer);
     decodeAll(forecast);
-    if (point) openSeries(point.latlng, true);
+    if (point) openSeries(point.latlng, true, point.place);
     if (!before && !moving.matches) setPlaying(true);
   }
 

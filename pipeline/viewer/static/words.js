@@ -56,5 +56,17 @@ const nowcastWords = (() => {
     return [...said, ...notes.map((note) => ["", note])];
   }
 
-  return { readable, date, clock, offset, degrees, sentences };
+  /** What a forecast says of a place: amounts, onset and end; of areas the mean. */
+  function ofPlace({ kind, amount_mm, onset, end }) {
+    const said = [];
+    const of = kind === "point" ? "" : " (mean of the area)";
+    const amounts = Object.entries(amount_mm || {}).filter(([, amount]) => amount !== null);
+    if (amounts.length) said.push(amounts.map(([minutes, amount]) => `${amount.toFixed(1)} mm in ${minutes} min`).join(", ") + of);
+    const at = (text) => `${clock(new Date(text))} UTC`;
+    if (onset) said.push(`Rain begins at ${at(onset)}.`);
+    if (end) said.push(`Rain ends at ${at(end)}.`);
+    return said;
+  }
+
+  return { readable, date, clock, offset, degrees, sentences, ofPlace };
 })();
