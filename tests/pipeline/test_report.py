@@ -300,6 +300,42 @@ def test_a_part_of_the_period_is_compared_with_the_part_before(day, tmp_path):
     assert any("cannot be told" in one for one in written.summary)  # four hours each
 
 
+def test_cases_are_the_best_and_the_worst_and_show_what_they_say(day, monkeypatch):
+    from pipeline.verification import cases as module
+    from pipeline.verification.period import read_period
+
+    drawn = []
+    monkeypatch.setattr(module.figures, "case_maps", lambda lines, columns, grid: drawn.append((lines, columns)) or "x")
+    store, catalog = operations.open_root(day)
+    verified = read_period(store, catalog, day.domain("small"), T0, T0 + timedelta(days=1))[0]
+    best, worst = module.cases(day.domain("small"), store, catalog, verified)
+    assert best.title.startswith("Best") and worst.title.startswith("Worst")
+    assert float(best.title.split()[-1]) > float(worst.title.split()[-1])
+    archive = Archive(store, day.domain("small"))
+    for case, (lines, columns) in zip((best, worst), drawn, strict=True):
+        time = datetime.fromisoformat(case.title.split()[2].rstrip(","))
+        observed, forecast, _, difference = lines["+30 min"]
+        assert columns == ["observed", "optical_flow", "last_frame", "optical_flow - observed"]
+        np.testing.assert_array_equal(difference, forecast - observed)
+        assert (observed > 0).sum() == (archive.read(time + 3 * STEP).rain > 0).sum()
+
+
+def test_the_effective_size_and_the_pairs_are_those_of_each_lead_time(day):
+    from pipeline.verification.period import read_period
+    from pipeline.verification.tables import estimates, score_table
+
+    store, catalog = operations.open_root(day)
+    verified = read_period(store, catalog, day.domain("small"), T0, T0 + timedelta(days=1))[0]
+    assert len(set(verified.effective_forecasts.round(6))) == 4
+    verified.total["pairs"][:, :, 0] -= np.array([1, 2, 3, 4])  # as if some cells were not common
+    table = score_table(verified, {name: estimates(verified, name, 0) for name in ("common", "all_observed")})
+    part = table[(table.score == "mae") & (table.versus == "") & (table.method == "last_frame")]
+    pairs = part.pivot(index="lead_minutes", columns="pixel_set", values="pairs")
+    assert (pairs.all_observed - pairs.common).tolist() == [1, 2, 3, 4]
+    effective = part[part.pixel_set == "common"].effective_forecasts
+    assert effective.to_numpy() == pytest.approx(verified.effective_forecasts)
+
+
 def test_an_empty_period_and_one_single_forecast(day, tmp_path):
     later = T0 + timedelta(days=30)
     with pytest.raises(NotForecast, match="no forecast of small in the period"):
