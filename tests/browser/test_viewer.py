@@ -37,7 +37,15 @@ def root(tmp_path_factory):
     backfill(settings, T0, T0)
     add_probabilities(Store(settings.root).product("small", "hindcast", T0, 1))
     places = [
-        {"name": HOSTILE, "kind": "point", "longitude": 5.0, "latitude": 51.0},
+        {
+            "name": HOSTILE,
+            "kind": "point",
+            "longitude": 5.0,
+            "latitude": 51.0,
+            "amount_mm": {"30": 1.24, "60": None},
+            "onset": "2024-06-01T02:20:00Z",
+            "end": None,
+        },
         {"name": "basin", "kind": "area", "rings": [[[4.6, 50.8], [5.2, 50.8], [5.0, 51.2], [4.6, 50.8]]]},
     ]
     path = Store(settings.root).product("small", "hindcast", T0, 1).with_suffix(".places.json")
@@ -159,6 +167,16 @@ def keep_bounds(page, folder):
     text = next(folder.glob("frames-*.js")).read_text()
     content = json.loads(text[len("nowcastData(") : -3])
     page.evaluate("(bounds) => { window.seenBounds = bounds; }", content["bounds"])
+
+
+def test_a_click_on_a_place_says_what_comes_there_and_its_name_stands_on_the_map(address, visit, folder):
+    page = visit(address)
+    keep_bounds(page, folder)
+    assert page.locator(".leaflet-tooltip.place").inner_text() == HOSTILE
+    click_at(page, 5.0, 51.0)
+    page.locator(".series svg[role=img]").wait_for()
+    assert page.locator("#panel-title").inner_text() == HOSTILE
+    assert page.locator("#panel-body p").all_inner_texts()[:2] == ["1.2 mm in 30 min", "Rain begins at 02:20 UTC."]
 
 
 def test_a_click_shows_the_values_of_the_product(address, visit, folder, root):
