@@ -27,7 +27,7 @@ from pipeline.learn_clutter import Learned
 from pipeline.learn_clutter import learn_clutter as learn_from_volumes
 from pipeline.settings import Settings
 from pipeline.storage import Store
-from pipeline.verification.verify import VerifyResult
+from pipeline.verification.sums_files import VerifyResult
 from pipeline.verification.verify import verify as verify_window
 
 Progress = Callable[[str, int, int], None]

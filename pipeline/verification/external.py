@@ -30,7 +30,7 @@ from pipeline.storage import Store
 from pipeline.verification import compared
 from pipeline.verification.rules import Rules, pixel_tables
 from pipeline.verification.scoring import Compared
-from pipeline.verification.verify import Due, SumsFiles, VerifyResult, frame_checksums, published
+from pipeline.verification.sums_files import Due, SumsFiles, Target, VerifyResult, frame_checksums, published
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +113,9 @@ def verify_external(
         result.waiting += len(found) - len(items)
         methods = [name, *compared.methods_of(found[0][0], _plain(domain))]
         # a file that was made by other rules is made again from what the pattern gives
-        scorer.score(into, "external", key, methods, partial(_all, items), partial(_show, progress, done, len(paths)))
+        target = Target(into, "external", key, methods)
+        scorer.score(target, items, partial(list, items), partial(_show, progress, done, len(paths)))
     return result
-
-
-def _all(items: list[Due], whole: bool) -> list[Due]:
-    return items
 
 
 def _show(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:

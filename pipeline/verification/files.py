@@ -128,11 +128,8 @@ def places(data: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def merge(old: xr.Dataset | None, new: xr.Dataset) -> xr.Dataset:
-    """``new`` beside those reference times of ``old`` that it does not replace.
-
-    A file made for other methods or by other rules is not mixed with: ``new`` then stands alone.
-    """
-    if old is None or not same_layout(old, new):
+    """``new`` beside those reference times of ``old``, of the same methods and rules, that it does not replace."""
+    if old is None:
         return new
     kept = old.isel(reference_time=~np.isin(old["reference_time"].values, new["reference_time"].values))
     return join([kept, new]).sortby("reference_time")
@@ -154,11 +151,6 @@ def join(parts: list[xr.Dataset]) -> xr.Dataset:
         }
         filled.append(part.assign({**zeros, **coordinates}) if absent else part)
     return xr.concat(filled, dim="reference_time", combine_attrs="override", data_vars="minimal")
-
-
-def same_layout(one: xr.Dataset, other: xr.Dataset) -> bool:
-    """Whether two files of sums were made for the same methods by the same rules."""
-    return all(one.attrs.get(key) == other.attrs.get(key) for key in ("methods", "rules"))
 
 
 def has_digest(path: Path, content_digest: str) -> bool:

@@ -145,10 +145,10 @@ def test_scores_that_another_process_works_on_are_waited_for(settings, monkeypat
     operations.run(settings, "small", T0, NOW)
     lease = Lease(Catalog(settings.catalog), "scores/verification/small/hindcast/optical_flow/20240601.nc")
     assert lease.acquire()
-    monkeypatch.setattr("pipeline.verification.verify.LEASE_PATIENCE_S", 0.0)
+    monkeypatch.setattr("pipeline.verification.sums_files.LEASE_PATIENCE_S", 0.0)
     held = operations.verify(settings, "small", None, None, NOW)
     assert held.verify.scored == 0 and "another process" in held.problems[0]
-    monkeypatch.setattr("pipeline.verification.verify.LEASE_PATIENCE_S", 30.0)
+    monkeypatch.setattr("pipeline.verification.sums_files.LEASE_PATIENCE_S", 30.0)
     threading.Timer(0.3, lease.release).start()
     assert operations.verify(settings, "small", None, None, NOW).verify.scored == 1
 
