@@ -1,9 +1,12 @@
 """Warnings and the onset of rain at places, verified as events."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from pipeline import catalog as tables
 from pipeline.domain import Domain
@@ -153,3 +156,47 @@ def onset_scores(verified: Verified) -> list[OnsetScore]:
             )
         )
     return made
+
+
+def place_table(domain: Domain, found: Sequence[Verified]) -> pd.DataFrame:
+    """Scores of warnings and onsets, a row each."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        head = {"domain": domain.name, "model": one.model, "kind": one.kind}
+        for warning in warning_scores(domain, one):
+            rule = warning.rule
+            event = {"what": "warning", "place": rule.place, "amount_mm": rule.amount_mm, "minutes": rule.minutes}
+            counts = {key: value for key, value in vars(warning).items() if key != "rule"}
+            rows.append({**head, **event, **counts, "pod": warning.pod, "far": warning.far})
+        rows += [{**head, "what": "onset", **vars(onset)} for onset in onset_scores(one)]
+    return pd.DataFrame(rows)
+
+
+def warning_row(score: WarningScore) -> tuple[str, ...]:
+    """The cells of a row for people: rule, counts, POD, FAR, minutes gained."""
+    rule = score.rule
+    return (
+        f"{rule.place}: {rule.amount_mm:g} mm in {rule.minutes} min",
+        f"{score.cycles}",
+        f"{score.events}",
+        f"{score.detected}",
+        f"{score.warnings}",
+        f"{score.false}",
+        _share(score.pod),
+        _share(score.far),
+        _whole(score.gained_minutes),
+    )
+
+
+def onset_row(score: OnsetScore) -> tuple[str, ...]:
+    """The cells of a row for people: place, counts, mean error and its size in minutes."""
+    counts = (score.forecasts, score.both, score.missed, score.false)
+    return (score.place, *map(str, counts), _whole(score.mean_error), _whole(score.mean_size))
+
+
+def _whole(value: float) -> str:
+    return "not measured" if np.isnan(value) else f"{value:.0f}"
+
+
+def _share(value: float) -> str:
+    return "not measured" if np.isnan(value) else f"{value:.2f}"

@@ -105,3 +105,47 @@ def pixel_tables(domain: Domain, rules: Rules) -> PixelTables:
 def nearest(values: NDArray[np.number], wanted: tuple[float, ...]) -> list[int]:  # type: ignore[type-arg]
     """Index of the value nearest to each wanted one, each once, in order."""
     return sorted({int(np.abs(np.asarray(values, np.float64) - one).argmin()) for one in wanted})
+
+
+def rules_text(domain: Domain, rules: Rules, seed: int) -> list[str]:
+    """The rules of the verification, for the page."""
+    windows = ", ".join(
+        f"{high} x {wide} cells ({km:.3g} km)" for (high, wide), km in zip(rules.windows, rules.scales_km, strict=True)
+    )
+    rows_km, columns_km = rules.grid.ground_spacing_km
+    faint = (
+        f"Pairs whose observation shows echo below {FAINT_DBZ:.1f} dBZ, but not none, take no part (rule of HKO-7)."
+        if rules.ignore_faint_echo
+        else "Faint observed echo counts like any other (the rule of HKO-7, which leaves it out, is off)."
+    )
+    return [
+        "An event is a pixel at or above the threshold's own pixel, by the same function for forecast and observation.",
+        "Common pixels: the observation and every compared method have a value. All observed pixels: the observation "
+        "has a value, and a missing forecast counts as dry. The methods compared are part of the name of the scores.",
+        "Cells that were not measured, were filled by advection, or were removed by quality control are never "
+        "observations.",
+        "Hits, misses, false alarms, correct negatives, squared errors and components of the FSS are summed over all "
+        "pixels and forecasts of a lead time; ratios are made last. A ratio with a zero denominator is not measured, "
+        "never 0.",
+        f"Rain below {rules.drizzle_floor_mm_h:g} mm/h is no rain, in forecast and observation. {faint}",
+        f"FSS: fractions of events among the valid cells of a window; a window counts if it lies on the grid and half "
+        f"of its cells are valid. Windows: {windows}; cells are {rows_km:.2f} km from north to south and "
+        f"{columns_km:.2f} km from west to east on the ground, at the middle of the grid.",
+        "Spectra: of reflectivity (dB above the bottom of the scale) on the common pixels, no echo elsewhere, in bands "
+        "of a third of an octave.",
+        "MSE, MAE and correlation are of 0-255 pixels; the correlation is un-centred (Wu 2019). B-MSE and "
+        "B-MAE are those of HKO-7: weights 2, 5, 10 and 30 from 2, 5, 10 and 30 mm/h observed, summed over a frame in "
+        "units of 0-1. Rainfall errors are in mm/h.",
+        "Intervals: 95 % percentile intervals of 1000 draws of blocks of hours in a row, the same for every method "
+        f"(seed {seed}), widened as for a mean of as many values as there are blocks. A block is one to two times as "
+        "long as forecasts resemble each other (see below), at least an hour; with fewer than 6 blocks there are none. "
+        "Better or worse is said only where the interval of the difference leaves out 0.",
+        "Effective forecasts: n (1 - r) / (1 + r), where r is the correlation, from one forecast to the next, of the "
+        "difference in CSI between the first two methods at the lowest threshold (Wilks 2011).",
+        "Warnings: an event is a spell of cycles with the amount observed ahead; it is detected if a warning stood "
+        "before all of it had fallen, and the time gained is from the warning to then, at most twice the minutes of "
+        "the rule. A warning that never stood in such a cycle is false. Onsets are of forecasts made while it was dry; "
+        "an error above 0 is too late.",
+        f"Z = {domain.zr.a:g} R^{domain.zr.b:g}; pixels 0 to 255 are {rules.scale_dbz[0]:g} to "
+        f"{rules.scale_dbz[1]:g} dBZ.",
+    ]
