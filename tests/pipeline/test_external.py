@@ -1,5 +1,6 @@
 """Nowcasts of somebody else: read by what CF says of them, scored on the same pixels, refused with a reason."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -18,11 +19,18 @@ T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 STEP = timedelta(minutes=10)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A root with three verified forecasts, to be copied."""
+    root = tmp_path_factory.mktemp("made") / "root"
+    operations.backfill(settings_for(root, synthetic_domain(model="optical_flow")), "small", T0, T0 + 2 * STEP, NOW)
+    return root
+
+
 @pytest.fixture
-def settings(root):
-    settings = settings_for(root, synthetic_domain(model="optical_flow"))
-    operations.backfill(settings, "small", T0, T0 + 2 * STEP, NOW)
-    return settings
+def settings(root, made):
+    shutil.copytree(made, root)
+    return settings_for(root, synthetic_domain(model="optical_flow"))
 
 
 def truth(settings, time):

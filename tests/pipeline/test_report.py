@@ -40,6 +40,13 @@ def day(tmp_path_factory):
     return settings
 
 
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures take seconds; what a page says does not need them."""
+    monkeypatch.setattr("pipeline.verification.report._figures", lambda *arguments: [])
+    monkeypatch.setattr("pipeline.verification.figures.case_maps", lambda *arguments: "")
+
+
 def page_of(settings, tmp_path, *period, **arguments):
     start, end = period or (None, None)
     written = operations.report(settings, "small", start, end, tmp_path, NOW, **arguments)
@@ -70,7 +77,7 @@ def test_the_page_is_self_contained_and_the_csv_holds_every_score(day, tmp_path)
     assert (table.hours == 13).all() and (table.blocks >= 6).all() and table.coverage.between(0, 1).all()
 
 
-def test_the_summary_says_what_the_table_says(day, tmp_path):
+def test_the_summary_says_what_the_table_says(day, tmp_path, unpainted):
     written, page = page_of(day, tmp_path)
     table = pd.read_csv(written.scores)
     row = table[
@@ -105,7 +112,7 @@ def test_an_interval_by_hand():
 def test_intervals_hold_what_they_promise_when_hours_resemble_each_other(hours, memory_h, least):
     """Differences that remember, every ten minutes: of many periods, how many intervals hold the true mean, 0."""
     rng = np.random.default_rng(1)
-    count, periods, inside, given = 6 * hours, 200, 0, 0
+    count, periods, inside, given = 6 * hours, 120, 0, 0
     r = float(np.exp(-1 / (6 * memory_h))) if memory_h else 0.0
     stamps = np.arange(count, dtype=np.int64) * 600
     for n in range(periods):
@@ -284,7 +291,7 @@ def test_what_changed_is_said_only_beyond_both_intervals():
     assert "cannot be told" in summary.about_change([verdict(0.3)], [verdict(-0.3)], "last week")[0]
 
 
-def test_any_pair_of_methods_and_names_that_do_not_exist(day, tmp_path):
+def test_any_pair_of_methods_and_names_that_do_not_exist(day, tmp_path, unpainted):
     written, _ = page_of(day, tmp_path, pair=("last_frame", "optical_flow"))
     assert "last_frame_optical_flow" in written.page.name
     assert any(one.startswith("30 min") and "of optical_flow; " in one for one in written.summary)
@@ -294,7 +301,7 @@ def test_any_pair_of_methods_and_names_that_do_not_exist(day, tmp_path):
         page_of(day, tmp_path, pair=("last_frame", "last_frame"))
 
 
-def test_a_part_of_the_period_is_compared_with_the_part_before(day, tmp_path):
+def test_a_part_of_the_period_is_compared_with_the_part_before(day, tmp_path, unpainted):
     middle = T0 + timedelta(hours=4)
     written, _ = page_of(day, tmp_path, middle, T0 + timedelta(hours=8))
     assert any("cannot be told" in one for one in written.summary)  # four hours each
@@ -336,7 +343,7 @@ def test_the_effective_size_and_the_pairs_are_those_of_each_lead_time(day):
     assert effective.to_numpy() == pytest.approx(verified.effective_forecasts)
 
 
-def test_an_empty_period_and_one_single_forecast(day, tmp_path):
+def test_an_empty_period_and_one_single_forecast(day, tmp_path, unpainted):
     later = T0 + timedelta(days=30)
     with pytest.raises(NotForecast, match="no forecast of small in the period"):
         page_of(day, tmp_path, later, later + STEP)
@@ -363,7 +370,7 @@ def test_only_dry_days_give_sentences_and_no_number(root, tmp_path):
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
 
 
-def test_a_forecast_without_observations_is_listed_with_the_reason(settings, tmp_path):
+def test_a_forecast_without_observations_is_listed_with_the_reason(settings, tmp_path, unpainted):
     operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
     operations.run(settings, "small", T0, NOW)
     report = operations.verify(settings, "small", None, None, NOW)
@@ -373,7 +380,7 @@ def test_a_forecast_without_observations_is_listed_with_the_reason(settings, tmp
     assert "2024-06-01T02:00:00Z (hindcast), not yet: no observation of its lead times has arrived" in page
 
 
-def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(settings, tmp_path):
+def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(settings, tmp_path, unpainted):
     # before T0 there is no frame, so that only the last frame can serve
     operations.ingest(settings, "small", T0, T0 + 4 * STEP, NOW)
     store, catalog = operations.open_root(settings)
@@ -387,7 +394,7 @@ def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(setting
     assert "no event was observed" not in page
 
 
-def test_the_page_escapes_what_comes_from_outside(settings, tmp_path):
+def test_the_page_escapes_what_comes_from_outside(settings, tmp_path, unpainted):
     operations.backfill(settings, "small", T0, T0, NOW)
     with Catalog(settings.catalog).write() as connection:
         connection.execute(sa.update(tables.cycles).values(reason="<script>alert(1)</script>"))
