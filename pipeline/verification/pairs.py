@@ -1,6 +1,7 @@
 """Sums over the pairs of one forecast frame and one observation. Sums add up; ratios are made last (``scores``)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,11 @@ class PixelTables:
     rates: NDArray[np.float64]
     weights: NDArray[np.float64]
     faint: NDArray[np.bool_]
+
+    @cached_property
+    def rate_distances(self) -> NDArray[np.float64]:
+        """Between the rates of every two pixels, (256, 256)."""
+        return np.abs(self.rates[:, None] - self.rates)
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,8 @@ def _moments(joint: NDArray[np.float64], tables: PixelTables) -> NDArray[np.floa
     # per observed pixel: the number of pairs and the sums of forecast pixel, its square, rate, its square
     powers = np.stack((np.ones(256), _LEVEL, _LEVEL**2, rates, rates**2))
     n, f, ff, r, rr = powers @ joint
-    distance = (_DISTANCE * joint).sum(axis=0)
-    rain_distance = (np.abs(rates[:, None] - rates) * joint).sum()
+    distance = np.einsum("fo,fo->o", _DISTANCE, joint)
+    rain_distance = np.vdot(tables.rate_distances, joint)
     return np.array(
         [
             n.sum(),
