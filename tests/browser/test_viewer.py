@@ -184,7 +184,7 @@ def test_a_click_shows_the_values_of_the_product(address, visit, folder, root):
     keep_bounds(page, folder)
     (row, column), longitude, latitude, pixels = wet_cell(root)
     click_at(page, longitude, latitude)
-    assert page.locator(".series svg[role=img]").is_visible()
+    page.locator(".series svg[role=img]").wait_for()
     page.get_by_text("Values as a table").click()
     head = page.locator("thead th").all_inner_texts()
     assert head[:4] == ["UTC", "observed, mm/h", "optical flow, mm/h", "last frame, mm/h"]
@@ -202,7 +202,7 @@ def test_a_click_shows_the_values_of_the_product(address, visit, folder, root):
     assert not page.locator("#panel").is_visible()
     box = page.locator("#map").bounding_box()
     page.mouse.click(box["x"] + 150, box["y"] + box["height"] / 2)  # west of the domain
-    assert "No coverage" in page.locator("#panel-body").inner_text()
+    page.get_by_text("No coverage: no radar of this domain sees this place.").wait_for()
 
 
 def test_methods_and_probabilities_are_switched(address, visit):
@@ -265,7 +265,8 @@ def test_a_newer_forecast_comes_in_without_a_reload(address, visit, folder, root
     assert seen_from_the_middle(page) == pytest.approx(before, abs=1)
     assert page.evaluate("window.mark") == "the same page"
     page.wait_for_function("document.querySelector('tbody tr.now th').textContent.startsWith('02:10')")
-    assert page.get_by_text("02:50").last.is_visible() and page.evaluate("document.activeElement.id") == "play"
+    page.get_by_text("02:50").last.wait_for()
+    assert page.evaluate("document.activeElement.id") == "play"
 
 
 def test_a_late_forecast_says_how_old_it_is(folder, address, visit):
