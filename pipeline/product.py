@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipeline.advection import amounts_along_motion, estimated_motion
 from pipeline.domain import AMOUNT_MINUTES, Domain
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Pixels, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
-from pipeline.grids import Grid
+from pipeline.product_axes import EPOCH_UNITS, coordinates, extent
 from pipeline.version import software_version
 
 FORMAT_VERSION = 2
@@ -26,7 +25,6 @@ RATE_STEP_MM_H = 0.02
 REFLECTIVITY_STEP_DB = 0.1
 ACCUMULATION_STEP_MM = 0.05
 PROBABILITY_STEP = 0.005
-EPOCH_UNITS = "seconds since 1970-01-01 00:00:00"
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def build(
         "status_flag": xr.Variable(fields, forecast.state.astype(np.int8), flags),
         **_accumulations(domain, sequence, forecast.method, rate, (y, x), places),
         **_probabilities(forecast.exceedance, uncovered, fields, {**located, **model_result}),
-        **_coordinates(sequence, leads),
+        **coordinates(sequence, leads),
     }
     attrs = _attributes(domain, sequence, forecast, identity, leads) | dict(quality or {})
     return xr.Dataset(variables, attrs=attrs)
@@ -254,59 +252,11 @@ def _accumulations(
     }
 
 
-def _coordinates(sequence: InputSequence, leads: list[timedelta]) -> dict[str, xr.Variable]:
-    grid = sequence.source.grid
-
-    def coordinate(dims: tuple[str, ...], values: Any, **attrs: Any) -> xr.Variable:
-        return xr.Variable(dims, values, {**attrs, "coverage_content_type": "coordinate"})
-
-    reference = times.seconds(sequence.reference_time)
-    valid = np.array([reference + lead.total_seconds() for lead in leads], np.float64)
-    epoch = {"units": EPOCH_UNITS, "calendar": "standard"}
-    found = {
-        "time": coordinate(("time",), valid, standard_name="time", long_name="valid time", axis="T", **epoch),
-        "forecast_reference_time": coordinate(
-            (), np.float64(reference), standard_name="forecast_reference_time", long_name="newest observation", **epoch
-        ),
-        "forecast_period": coordinate(
-            ("time",),
-            np.array([lead / timedelta(minutes=1) for lead in leads]),
-            standard_name="forecast_period",
-            long_name="lead time",
-            units="minutes",
-        ),
-        "crs": xr.Variable((), np.int32(0), _grid_mapping(grid)),
-    }
-    if sequence.source.interval_s:
-        found["time"].attrs["bounds"] = "time_bounds"
-        spans = np.stack((valid - sequence.source.interval_s, valid), axis=1)
-        found["time_bounds"] = xr.Variable(("time", "bounds"), spans)
-    if grid.is_geographic:
-        north = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
-        east = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
-        found["latitude"] = coordinate(("latitude",), grid.y, **north)
-        found["longitude"] = coordinate(("longitude",), grid.x, **east)
-        return found
-    for name, values in (("y", grid.y), ("x", grid.x)):
-        found[name] = coordinate(
-            (name,),
-            values,
-            standard_name=f"projection_{name}_coordinate",
-            long_name=f"{name} of the cell centre",
-            units="m",
-            axis=name.upper(),
-        )
-    lon, lat = _lon_lat(grid)
-    found["lat"] = coordinate(("y", "x"), lat, standard_name="latitude", long_name="latitude", units="degrees_north")
-    found["lon"] = coordinate(("y", "x"), lon, standard_name="longitude", long_name="longitude", units="degrees_east")
-    return found
-
-
 def _attributes(
     domain: Domain, sequence: InputSequence, forecast: ForecastFrames, identity: Identity, leads: list[timedelta]
 ) -> dict[str, Any]:
     grid = sequence.source.grid
-    west, east, south, north = _extent(grid)
+    west, east, south, north = extent(grid)
     corners = ((south, west), (north, west), (north, east), (south, east), (south, west))
     reference = times.iso(identity.reference_time)
     issued = times.iso(identity.issue_time)
@@ -370,36 +320,6 @@ def _attributes(
         "software_version": software_version(),
         "history": f"{issued} written by nowcast-pipeline {software_version()}",
     }
-
-
-@lru_cache(maxsize=8)
-def _lon_lat(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    lon, lat = grid.lon_lat()
-    return lon.astype(np.float32), lat.astype(np.float32)
-
-
-@lru_cache(maxsize=8)
-def _extent(grid: Grid) -> tuple[float, float, float, float]:
-    """West, east, south, north of the cell centres, degrees to 4 digits."""
-    lon, lat = (grid.x, grid.y) if grid.is_geographic else grid.lon_lat()
-    return tuple(round(float(v), 4) for v in (lon.min(), lon.max(), lat.min(), lat.max()))  # type: ignore[return-value]
-
-
-@lru_cache(maxsize=8)
-def _grid_mapping(grid: Grid) -> dict[str, Any]:
-    import warnings
-
-    with warnings.catch_warnings():
-        # the Swiss projection's grid angle has no CF name; crs_wkt carries it
-        warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
-        mapping = grid.projection.to_cf()
-    if mapping.get("grid_mapping_name") == "polar_stereographic":
-        # CF wants the pole, which PROJ leaves out where it has the true latitude
-        mapping.setdefault("latitude_of_projection_origin", float(np.copysign(90.0, mapping["standard_parallel"])))
-    if mapping.get("grid_mapping_name") == "oblique_mercator":
-        # CF's name is azimuth_of_central_line; compliance-checker 6.1 asks for the shorter one
-        mapping.setdefault("azimuth", mapping["azimuth_of_central_line"])
-    return {"long_name": "coordinate reference system", **mapping}
 
 
 def build_baselines(forecasts: dict[str, Pixels | None], leads: int, shape: tuple[int, int]) -> xr.Dataset:

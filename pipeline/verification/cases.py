@@ -48,7 +48,7 @@ def cases(domain: Domain, store: Store, catalog: Catalog, verified: Verified) ->
 
     Chosen among those with an event in at least a hundredth of the pairs; fewer than two of them give fewer cases.
     """
-    lead = nearest(verified.axes["lead"], HEADLINE_LEADS[-1:])[0]
+    lead = verified.measured_lead("lead", HEADLINE_LEADS[-1])
     at = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
     h, m, f = (verified.each[name][:, 0, lead, at].astype(np.float64) for name in ("hits", "misses", "false_alarms"))
     pairs = verified.each["pairs"][:, 0, lead]

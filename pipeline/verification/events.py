@@ -12,6 +12,7 @@ from pipeline import catalog as tables
 from pipeline.domain import Domain
 from pipeline.place_settings import WarningRule
 from pipeline.verification.period import Verified
+from pipeline.verification.summary import measured
 from pipeline.warnings.alerts import State, next_state
 
 
@@ -182,21 +183,13 @@ def warning_row(score: WarningScore) -> tuple[str, ...]:
         f"{score.detected}",
         f"{score.warnings}",
         f"{score.false}",
-        _share(score.pod),
-        _share(score.far),
-        _whole(score.gained_minutes),
+        measured(score.pod, ".2f"),
+        measured(score.far, ".2f"),
+        measured(score.gained_minutes, ".0f"),
     )
 
 
 def onset_row(score: OnsetScore) -> tuple[str, ...]:
     """The cells of a row for people: place, counts, mean error and its size in minutes."""
     counts = (score.forecasts, score.both, score.missed, score.false)
-    return (score.place, *map(str, counts), _whole(score.mean_error), _whole(score.mean_size))
-
-
-def _whole(value: float) -> str:
-    return "not measured" if np.isnan(value) else f"{value:.0f}"
-
-
-def _share(value: float) -> str:
-    return "not measured" if np.isnan(value) else f"{value:.2f}"
+    return (score.place, *map(str, counts), measured(score.mean_error, ".0f"), measured(score.mean_size, ".0f"))

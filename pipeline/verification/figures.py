@@ -33,6 +33,7 @@ STYLES: tuple[dict[str, Any], ...] = (
 RATE_LEVELS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 50, 100)
 # light to dark, so that it reads in grey too (steps of viridis reversed, after a pale first class)
 RATE_COLOURS = ("#dfe8c9", "#b5dd60", "#6ccd5a", "#35b779", "#1f9e89", "#26828e", "#31688e", "#3e4989", "#482878")
+HEAVIEST_COLOUR = "#2d0b3a"  # above the last of RATE_LEVELS
 NO_COVERAGE_COLOUR = "#d0d0d0"
 DIFFERENCE_LEVELS = (-50, -10, -5, -2, -0.5, 0.5, 2, 5, 10, 50)
 # from brown (too little) to purple (too much), white between
@@ -137,7 +138,7 @@ def performance_diagram(found: dict[str, Estimate], verified: Verified) -> str:
 
 def fss_by_scale(one: Estimate, verified: Verified) -> str:
     """FSS against the side of the neighbourhood, a panel per threshold, at the lead time nearest to an hour."""
-    lead = nearest(verified.axes["structure_lead"], (60,))[0]
+    lead = verified.measured_lead("structure_lead", 60)
     thresholds, scales = verified.axes["threshold"], verified.axes["scale"]
     figure = Figure(figsize=(2.7 * len(thresholds) + 1.0, 3.1), layout="constrained")
     axes = figure.subplots(1, len(thresholds), sharey=True, squeeze=False)[0]
@@ -187,7 +188,7 @@ def spectra(verified: Verified) -> str:
 
 def reliability(verified: Verified) -> str:
     """Observed frequency and number of forecasts by probability, and the ROC, at the lead time nearest to an hour."""
-    lead = nearest(verified.axes["structure_lead"], (60,))[0]
+    lead = verified.measured_lead("structure_lead", 60)
     figure = Figure(figsize=(8.2, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     sums = {name: verified.total[name][lead, ..., 0] for name in ("bin_pairs", "bin_probability", "bin_events")}
@@ -218,7 +219,7 @@ def case_maps(lines: dict[str, list[NDArray[np.floating[Any]] | None]], columns:
     Coasts and borders are drawn if the map data of the viewer are installed. North is up: row 0 of every field is the
     north edge. NaN is no coverage, None not available.
     """
-    colours = ListedColormap(RATE_COLOURS).with_extremes(bad=NO_COVERAGE_COLOUR, under="white", over="#2d0b3a")
+    colours = ListedColormap(RATE_COLOURS).with_extremes(bad=NO_COVERAGE_COLOUR, under="white", over=HEAVIEST_COLOUR)
     difference = ListedColormap(DIFFERENCE_COLOURS).with_extremes(
         bad=NO_COVERAGE_COLOUR, under=DIFFERENCE_COLOURS[0], over=DIFFERENCE_COLOURS[-1]
     )

@@ -89,6 +89,16 @@ class Verified:
         """Blocks in which any forecast was scored."""
         return len(self.blocks["observed"])
 
+    def measured_lead(self, axis: str, minutes: float) -> int:
+        """Index, on the axis ``lead`` or ``structure_lead``, of the lead time with common pairs nearest to ``minutes``.
+
+        A foreign forecast may end before ours; if nothing is common, of the nearest of all.
+        """
+        leads = self.axes[axis]
+        pairs = self.total["pairs"][0, np.searchsorted(self.axes["lead"], leads), 0]
+        measured = np.flatnonzero(pairs > 0) if pairs.any() else np.arange(len(leads))
+        return int(measured[nearest(leads[measured], (minutes,))[0]])
+
     def coverage(self) -> NDArray[np.float64]:
         """Share of the observed pairs that is common, per lead."""
         pairs = self.total["pairs"][0].astype(np.float64)

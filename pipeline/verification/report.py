@@ -252,7 +252,11 @@ def _csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
             values = csi.value[:, lead, t]
             best = np.nan if np.isnan(values).all() else np.nanmax(values)
             cells = [
-                (_number(values[m]), _span(csi.low[m, lead, t], csi.high[m, lead, t]), bool(values[m] == best))
+                (
+                    summary.measured(values[m], ".3f"),
+                    _span(csi.low[m, lead, t], csi.high[m, lead, t]),
+                    bool(values[m] == best),
+                )
                 for m in range(len(one.methods))
             ]
             rows.append({"lead": int(one.axes["lead"][lead]), "threshold": f"{threshold:g}", "cells": cells})
@@ -266,17 +270,13 @@ def _counted(one: Verified) -> list[tuple[str, ...]]:
         (
             f"{one.axes['lead'][n]}",
             f"{one.total['observed'][n]}",
-            "not measured" if np.isnan(effective[n]) else f"{effective[n]:.0f}",
+            summary.measured(effective[n], ".0f"),
             f"{int(pairs[n, 0]):,}",
             f"{int(pairs[n, 1]):,}",
-            "not measured" if np.isnan(coverage[n]) else f"{100 * coverage[n]:.1f} %",
+            summary.measured(coverage[n], ".1%"),
         )
         for n in nearest(one.axes["lead"], TABLE_LEADS_MINUTES)
     ]
-
-
-def _number(value: float) -> str:
-    return "not measured" if np.isnan(value) else f"{value:.3f}"
 
 
 def _span(low: float, high: float) -> str:

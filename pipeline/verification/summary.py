@@ -75,6 +75,11 @@ def verdicts(verified: Verified, csi: Estimate, method: str, other: str) -> list
     return made
 
 
+def measured(value: float, form: str) -> str:
+    """A number for people; NaN is not measured."""
+    return "not measured" if np.isnan(value) else format(value, form)
+
+
 def sentence(verdict: Verdict) -> str:
     """One comparison, said plainly."""
     v = verdict
@@ -98,21 +103,21 @@ def belief(found: list[Verdict]) -> str:
     method, other = found[0].method, found[0].other
     better = [v for v in found if v.word == "better"]
     worse = [v for v in found if v.word == "worse"]
-    measured = [v for v in found if v.word != "not measured"]
-    if not measured:
+    known = [v for v in found if v.word != "not measured"]
+    if not known:
         return f"Nothing was measured that could tell {method} from {other}."
-    if any(v.word in ("higher", "lower", "equal") for v in measured):
-        ahead = sum(v.difference > 0 for v in measured)
+    if any(v.word in ("higher", "lower", "equal") for v in known):
+        ahead = sum(v.difference > 0 for v in known)
         return (
-            f"{method} has the higher CSI in {ahead} of {len(measured)} comparisons with {other}; there are too few "
+            f"{method} has the higher CSI in {ahead} of {len(known)} comparisons with {other}; there are too few "
             "hours to say that this is more than chance."
         )
     if better and not worse:
-        return f"Believe {method} rather than {other}: better in {_of(better, measured)}, worse in none."
+        return f"Believe {method} rather than {other}: better in {_of(better, known)}, worse in none."
     if worse and not better:
-        return f"Believe {other} rather than {method}: {method} is worse in {_of(worse, measured)}, better in none."
+        return f"Believe {other} rather than {method}: {method} is worse in {_of(worse, known)}, better in none."
     if not better:
-        return f"No difference between {method} and {other} is shown in any of {len(measured)} comparisons."
+        return f"No difference between {method} and {other} is shown in any of {len(known)} comparisons."
     return (
         f"{method} is better than {other} at {_events(better)} and worse at {_events(worse)}: which to believe depends "
         "on what is asked."
@@ -150,12 +155,12 @@ def about_last_frame(verified: Verified, csi: Estimate, method: str) -> list[str
     t = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
     threshold = f"{verified.axes['threshold'][t]:g} mm/h"
     value, low, _ = (part[verified.methods.index(method), :, t] for part in csi.differences["last_frame"])
-    measured = ~np.isnan(value)
-    if not measured.any():
+    known = ~np.isnan(value)
+    if not known.any():
         return [f"Whether {method} is better than the last frame at {threshold} was not measured."]
     sure = "" if not np.isnan(low).all() else " (without an interval: too few hours)"
-    ahead = np.where(np.isnan(low), value, low)[measured] > 0
-    where = better_leads(verified.axes["lead"][measured], ahead)
+    ahead = np.where(np.isnan(low), value, low)[known] > 0
+    where = better_leads(verified.axes["lead"][known], ahead)
     if not where:
         return [f"At {threshold}, {method} is at no lead time better than simply keeping the last frame{sure}."]
     return [f"At {threshold}, {method} is better than simply keeping the last frame {where}{sure}."]
@@ -165,7 +170,7 @@ def about_amount_and_blur(verified: Verified, method: str) -> list[str]:
     """Whether the forecast has as much rain as fell, and as much structure."""
     said, ratio = [], np.nan
     m = verified.methods.index(method)
-    lead = nearest(verified.axes["lead"], HEADLINE_LEADS[-1:])[0]
+    lead = verified.measured_lead("lead", HEADLINE_LEADS[-1])
     minutes = int(verified.axes["lead"][lead])
     forecast, observed = (float(verified.total[f"{k}_rain"][m, lead, 0]) for k in ("forecast", "observed"))
     if observed > 0:
@@ -195,7 +200,7 @@ def shower_power(verified: Verified, method: str) -> tuple[int, float] | None:
     """Lead time (minutes), and forecast power per observed power at the wavelengths of showers; None if none."""
     band, leads = verified.axes["band"], verified.axes["structure_lead"]
     here = (band >= SHOWER_KM[0]) & (band < SHOWER_KM[1])
-    lead = nearest(leads, HEADLINE_LEADS[-1:])[0]
+    lead = verified.measured_lead("structure_lead", HEADLINE_LEADS[-1])
     truth = float(verified.total["observed_power"][lead, here].sum())
     if not truth > 0:
         return None

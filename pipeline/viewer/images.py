@@ -10,12 +10,11 @@ from PIL import Image
 
 from pipeline.domain import Domain
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
-from pipeline.verification.figures import RATE_COLOURS, RATE_LEVELS
+from pipeline.verification.figures import HEAVIEST_COLOUR, RATE_COLOURS, RATE_LEVELS
 from pipeline.viewer.mercator import MercatorImage
 
 # of an image's values; pixel 255 of a frame is shown as 254, the next lower rate
 NOTHING_SEEN, HIGHEST = 255, 254
-HEAVIEST_COLOUR = "#2d0b3a"  # above the last of RATE_LEVELS
 PROBABILITY_LEVELS = (10, 25, 50, 75, 90)
 PROBABILITY_COLOURS = ("#fdd0a2", "#fdae6b", "#f16913", "#b63c02", "#5f1f02")
 

@@ -274,6 +274,17 @@ def test_blur_is_blamed_only_where_the_amount_is_about_right(rain, power, said):
     assert (said in structure) or (said == "of last" and "blur" not in structure and "weak" not in structure)
 
 
+def test_what_ends_early_is_shown_at_the_last_lead_time_that_was_measured():
+    verified = hand_made()
+    assert (verified.measured_lead("lead", 60), verified.measured_lead("structure_lead", 60)) == (3, 0)
+    verified.total["pairs"][:, 2:] = 0  # a foreign forecast that ends at 30 minutes
+    assert verified.measured_lead("lead", 60) == 1
+    amount, *_ = summary.about_amount_and_blur(verified, "net")
+    assert amount.startswith("At 30 min")
+    verified.total["pairs"][:] = 0
+    assert verified.measured_lead("lead", 60) == 3
+
+
 def test_few_hours_are_said_to_be_few():
     said = summary.about_certainty(hand_made())
     assert (
