@@ -29,7 +29,7 @@ $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml constraints.txt
 	@echo "installing with tests and comparison packages (two to three minutes)"
-	@$(PIP) -e '.[dev,compare]'
+	@$(PIP) -e '.[dev,compare,dask]'
 	@touch $@ $(VENV)/.installed
 
 # the map library and the coasts of the forecast page; everything else works without them
