@@ -26,7 +26,7 @@ from pipeline.storage import process_lives
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 LEASE_S = 30.0
 BUSY_S = 10.0
 # a volume in one of these states is looked at again by a later ingest
@@ -53,6 +53,8 @@ volumes = _table(
         "reason": sa.Text,
         "radar": sa.String(40),
         "slot": sa.BigInteger,  # instant of the frame that a polar volume belongs to; 0 for others
+        "measured_until": sa.Float,  # last sweep; 0 if it is not known
+        "seen_at": sa.Float,  # when an ingest looked at it
     },
 )
 frames = _table(
@@ -67,6 +69,7 @@ frames = _table(
         "echo": sa.Float,
         "removed": sa.Float,
         "inputs": sa.Text,  # JSON: radar, key, offset, alignment and share removed of every volume
+        "framed_at": sa.Float,  # when it was written, or written again
     },
 )
 cycles = _table(
@@ -87,6 +90,7 @@ cycles = _table(
         "verified": sa.String(12),  # "", partly or fully
         "verified_reason": sa.Text,
         "observations_digest": sa.String(64),
+        "cause": sa.Text,  # why it was started when it was: complete, deadline, ... (pipeline.lateness)
     },
 )
 scores = _table(
@@ -99,6 +103,23 @@ scores = _table(
         "day": sa.BigInteger,
         "content_digest": sa.String(64),
     },
+)
+# how the live process sees the feed of a domain
+feeds = _table(
+    "feeds",
+    {"domain": sa.String(40)},
+    {
+        "since": sa.BigInteger,  # first instant that was to be forecast live
+        "polled_at": sa.Float,  # last poll that ended well
+        "fault_at": sa.Float,  # last poll that failed; 0 if the last one did not
+        "fault": sa.Text,
+    },
+)
+# what an operator was told; ended_at is 0 while it stands
+alerts = _table(
+    "alerts",
+    {"domain": sa.String(40), "kind": sa.String(40), "subject": sa.String(80), "raised_at": sa.Float},
+    {"ended_at": sa.Float, "text": sa.Text, "told": sa.String(12)},
 )
 leases = _table(
     "leases",

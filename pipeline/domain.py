@@ -104,6 +104,26 @@ class Verification(Frozen):
         return tuple(sorted(set(values)))
 
 
+class Lateness(Frozen):
+    """When a live cycle starts, in seconds after its reference time.
+
+    It starts when its frame is complete: every radar that has lately been on time is in it. At ``deadline_s`` it starts
+    with what there is. Without a frame it waits until ``grace_s``, which is also how long a missed cycle is worth
+    making up for; then the reason is recorded. With ``reissue`` a frame that grows better until then gives a further
+    revision; without, the first product stands.
+    """
+
+    deadline_s: float = Field(300.0, ge=0, le=7200)
+    grace_s: float = Field(1800.0, ge=0, le=21600)
+    reissue: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.grace_s < self.deadline_s:
+            raise ValueError(f"grace_s = {self.grace_s:g} ends before deadline_s = {self.deadline_s:g}")
+        return self
+
+
 class NativeGrid(Frozen):
     """The grid of a gridded source, or block means of it (in rain rate) over coarsen x coarsen cells."""
 
@@ -175,6 +195,7 @@ class Domain(Frozen):
     quality: Quality = Quality()
     verification: Verification = Verification()
     max_gap: int = Field(1, ge=0, le=6)
+    lateness: Lateness = Lateness()
     thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
     model: str = "convlstm"
     points: dict[str, Position] = Field({}, max_length=1000)

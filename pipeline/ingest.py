@@ -79,7 +79,7 @@ def ingest(
     archive.source()  # other settings are an error before anything is done
     result = IngestResult()
     _compare_with_catalog(archive, catalog, domain)
-    job = Job(domain, store, catalog, archive, now, result)
+    job = Job(domain, store, catalog, archive, times.Clock(now), result)
     if isinstance(domain.source, PolarSource):
         from pipeline.ingest_volumes import ingest_volumes
 
@@ -128,13 +128,18 @@ class Job:
     store: Store
     catalog: Catalog
     archive: Archive
-    now: datetime
+    clock: times.Clock
     result: IngestResult
+
+    @property
+    def now(self) -> datetime:
+        """The time that the edge gave; what is later comes from a wrong clock."""
+        return self.clock.start
 
 
 def _ingest_one(job: Job, source: Source, folder: Path, ref: VolumeRef) -> None:
     """Frame one item, or record why not; either way the next one follows."""
-    volume = volume_row(job.domain, ref)
+    volume = volume_row(job.domain, ref, job.clock.now())
     slot = times.nearest_slot(ref.nominal_time, job.domain.cadence)
     if abs(ref.nominal_time - slot) > AXIS_TOLERANCE:
         job.result.off_axis += 1
@@ -179,6 +184,7 @@ def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainFie
     """Archive the frame of a decoded item, unless a more complete one stands."""
     domain = job.domain
     frame, removed = _checked_frame(ref, field, domain)
+    volume = volume | {"measured_until": field.valid_time.timestamp()}
     coverage, offset = float(frame.observed.mean()), (ref.nominal_time - slot).total_seconds()
     if field.interval_s > domain.cadence.total_seconds() and job.archive.source() is None:
         raise SettingsError(
@@ -197,6 +203,7 @@ def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainFie
         "echo": float((frame.state == ECHO).mean()),
         "removed": removed,
         "inputs": "",
+        "framed_at": job.clock.now().timestamp(),
     }
     # under the catalog's write lock, so that of two files for an instant, taken in at once, one stands with its row
     with job.catalog.write() as connection:
@@ -269,7 +276,7 @@ def quarantine(job: Job, ref: VolumeRef, volume: Row, paths: Sequence[Path], rea
     record(job, volume)
 
 
-def volume_row(domain: Domain, ref: VolumeRef) -> Row:
+def volume_row(domain: Domain, ref: VolumeRef, now: datetime) -> Row:
     """Catalog row of a received item, as one that made a frame; what differs is the caller's to set."""
     return {
         "domain": domain.name,
@@ -283,6 +290,8 @@ def volume_row(domain: Domain, ref: VolumeRef) -> Row:
         "reason": "",
         "radar": ref.radar,
         "slot": 0,
+        "measured_until": 0.0,
+        "seen_at": now.timestamp(),
     }
 
 

@@ -124,8 +124,9 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
     """Catalog row of a volume; the slot that it belongs to, None if it gives nothing."""
     ref = one.ref
     slot = None if one.field is None else slot_of(one.field.time, job.domain.cadence)
-    volume = volume_row(job.domain, ref) | {"state": one.state, "reason": one.reason}
+    volume = volume_row(job.domain, ref, job.clock.now()) | {"state": one.state, "reason": one.reason}
     volume["slot"] = 0 if slot is None else times.seconds(slot)
+    volume["measured_until"] = one.measured_until
     if one.state in tables.RETRIED:
         log.warning("%s", one.reason)
         job.result.quarantined.append((ref.key, one.reason))

@@ -39,6 +39,7 @@ class Prepared:
     Attributes:
         field: None if the volume gives nothing; ``reason`` then says why.
         removed: share of the echo that quality control took out.
+        measured_until: mean time of the rays of the last sweep, seconds since 1970; 0 if nothing could be read.
         state: framed, partial or quarantined; or one of ``catalog.RETRIED``.
     """
 
@@ -47,6 +48,7 @@ class Prepared:
     reason: str = ""
     field: GriddedVolume | None = None
     removed: float = 0.0
+    measured_until: float = 0.0
 
 
 def prepare_all(domain: Domain, refs: list[VolumeRef], now: datetime, maps: Path) -> Iterator[Prepared]:
@@ -95,6 +97,7 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
             volume = open_polar_source(domain).read(ref, Path(folder))
         if volume.is_silent:
             raise BadInput(f"{ref.key}: no gate of {len(volume.sweeps)} sweeps was measured; silent, which is not dry")
+        until = max(sweep.time for sweep in volume.sweeps).timestamp()
         volume = without_silent_sweeps(volume)
         volume, removed = clean(volume, domain.quality, source.blocked.get(ref.radar, ()), read_map(maps, ref.radar))
         grid = domain_grid(domain)
@@ -122,7 +125,7 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
         log.exception("decoding %s failed", ref.key)
         return Prepared(ref, "quarantined", f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")
     defects = "; ".join((*((ref.lacks,) if ref.lacks else ()), *gridded.defects))
-    return Prepared(ref, "partial" if defects else "framed", defects, gridded, sum(removed.values()))
+    return Prepared(ref, "partial" if defects else "framed", defects, gridded, sum(removed.values()), until)
 
 
 def domain_grid(domain: Domain) -> Grid:

@@ -145,6 +145,7 @@ def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row
         "verified": "",
         "verified_reason": "",
         "observations_digest": "",
+        "cause": "",
     }
 
 

@@ -19,6 +19,10 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 
+# columns that entries of older versions do not have
+_BEFORE_NOW = {"radar": "", "slot": 0, "measured_until": 0.0, "seen_at": 0.0}
+
+
 @dataclass
 class Rebuilt:
     """What was found again. ``damaged`` pairs paths with what is wrong with them.
@@ -69,9 +73,9 @@ def rebuild(
             for e in journal
             if e.get("event") == "quarantined" and e["domain"] == domain.name
         }
-        again = [row for key, row in skipped.items() if key not in known]
+        again = [{"cause": "", **row} for key, row in skipped.items() if key not in known]
         rows[tables.cycles] += again
-        rows[tables.volumes] += [{"radar": "", "slot": 0, **row} for row in quarantined.values()]
+        rows[tables.volumes] += [{**_BEFORE_NOW, **row} for row in quarantined.values()]
         result.skipped += len(again)
         result.quarantined += len(quarantined)
         with catalog.write() as connection:
@@ -115,6 +119,7 @@ def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[s
                 "echo": float((frame.state == ECHO).mean()),
                 "removed": 0.0,
                 "inputs": "",
+                "framed_at": 0.0,
             }
         )
     return rows

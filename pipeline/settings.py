@@ -23,6 +23,50 @@ SAMPLE_DATA_DEFAULT = "../shared/data"
 RESERVED_ENVIRONMENT = {"NOWCAST_CONFIG", "NOWCAST_SAMPLE_DATA"}
 
 
+class Live(Frozen):
+    """The resident process (``pipeline.live``).
+
+    Attributes:
+        poll_s: between two looks at a source.
+        batch_wait_s: a due cycle waits at most so long for those of other domains, to go through the model together.
+        ingest_processes: that take in data beside the forecasts; 0 takes it in in the process itself.
+    """
+
+    poll_s: float = Field(5.0, ge=0.2, le=600)
+    batch_wait_s: float = Field(5.0, ge=0, le=120)
+    ingest_processes: int = Field(1, ge=0, le=64)
+
+
+class Alerts(Frozen):
+    """What an operator is told (``pipeline.alerts``); 0 switches a rule off.
+
+    Attributes:
+        missed_cycles: without a forecast, in a row.
+        fallback_cycles: forecast by a fallback, in a row.
+        radar_silent_minutes: since a radar's last volume.
+        csi_drop: fall of the critical success index of the last day below that of thirty days.
+        free_gb: of the disk of the root.
+        webhook: address, from the environment only.
+    """
+
+    missed_cycles: int = Field(2, ge=0, le=100)
+    fallback_cycles: int = Field(3, ge=0, le=100)
+    radar_silent_minutes: float = Field(30.0, ge=0, le=1440)
+    csi_drop: float = Field(0.15, ge=0, le=1)
+    free_gb: float = Field(5.0, ge=0)
+    webhook: SecretStr | None = None
+
+
+class Retention(Frozen):
+    """Days after which what we wrote may go, counted from when it was written; 0 keeps it for ever."""
+
+    frames_days: float = Field(0.0, ge=0)
+    products_days: float = Field(0.0, ge=0)
+    scores_days: float = Field(0.0, ge=0)
+    quarantine_days: float = Field(0.0, ge=0)
+    catalog_days: float = Field(0.0, ge=0, description="rows of volumes and alerts")
+
+
 class Settings(Frozen):
     """Everything that is configured, and where each value came from (``origins``, dotted key -> origin)."""
 
@@ -35,6 +79,9 @@ class Settings(Frozen):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions in forecasts")
     memory_mb: int = Field(4096, ge=64, description="memory of one pass of a network; larger grids go in tiles")
     prefect_api_url: str = "http://127.0.0.1:4200/api"
+    live: Live = Live()
+    alerts: Alerts = Alerts()
+    retention: Retention = Retention()
     config_path: Path | None = None
     origins: dict[str, str] = Field(default_factory=dict)
 
@@ -116,6 +163,8 @@ def load(
                 ]
             if isinstance(domain.get("model"), str) and "/" in domain["model"]:
                 domain["model"] = str((base / domain["model"]).resolve())
+    if isinstance(tree.get("alerts"), dict):
+        tree["alerts"] = _with_webhook(tree["alerts"], "alerts", environment)
     tree.setdefault("domains", {})
     try:
         settings = Settings(**tree, config_path=path, origins={key: value.origin for key, value in values.items()})

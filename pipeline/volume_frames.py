@@ -129,6 +129,7 @@ def frame_instant(work: Work, slot: datetime) -> None:
         "echo": float((made.state == ECHO).mean()),
         "removed": removed,
         "inputs": json.dumps(inputs),
+        "framed_at": job.clock.now().timestamp(),
     }
     with job.catalog.write() as connection:
         fault = frame_fault(made, domain, slot, standing_frame(connection, domain, slot - domain.cadence))

@@ -256,7 +256,7 @@ def test_names_of_places_are_safe_in_files_and_pages(name):
     except ValueError as err:
         assert len(str(err)) < 300 and str(err).isprintable()
     else:
-        assert not set(name) & set("<>&\"=,;/\\\n\r\t\0\u202e") and name[0].isalnum() and len(name) <= 60
+        assert not set(name) & set('<>&"=,;/\\\n\r\t\0\u202e') and name[0].isalnum() and len(name) <= 60
 
 
 def test_the_files_beside_a_product_say_what_the_product_says(root, tmp_path):
