@@ -271,11 +271,14 @@ class SumsFiles:
 
 
 def published(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
-    """Rows of the forecasts with a reference time in [start, end]."""
+    """Rows of the forecasts with a reference time in [start, end].
+
+    Of reissued ones the first, which is what its users had; later ones know more, and would flatter.
+    """
     c = tables.cycles.c
     inside = c.reference_time.between(times.seconds(start), times.seconds(end))
-    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", inside)
-    return catalog.read(query.order_by(c.reference_time, c.kind, c.revision))
+    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", c.revision == 1, inside)
+    return catalog.read(query.order_by(c.reference_time, c.kind))
 
 
 def frame_checksums(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> dict[int, str]:
