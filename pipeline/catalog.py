@@ -187,6 +187,7 @@ class Catalog:
             while not stop.wait(LEASE_S / 6):
                 try:
                     if not lease.renew():
+                        lease.lost = True
                         return
                 except StoreUnavailable as err:
                     log.warning("the lease %s could not be renewed, trying again: %s", name, err)
@@ -225,6 +226,7 @@ class Lease:
         self.catalog = catalog
         self.name = name
         self.token = uuid.uuid4().hex
+        self.lost = False
         self.owner = f"{_machine()}:{os.getpid()}"
 
     def acquire(self) -> bool:

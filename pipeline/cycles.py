@@ -128,13 +128,13 @@ _worker: _Worker | None = None
 def _start_worker(settings: Settings, domain: Domain, context: dict[str, str]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent decides
-    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
     logs.configure(settings.log_format)
-    logs._context.set(context)
+    logs.take_context(context)
     _worker = _Worker(settings, domain)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
     parent = parent_process()
     if parent is not None:

@@ -199,3 +199,11 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     own = tuple(one["radar"] for one in inputs if not one.get("carried"))
     carried = tuple(one["radar"] for one in inputs if one.get("carried"))
     return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
+
+
+def give_up(store: Store, catalog: Catalog, domain: Domain, time: datetime, now: datetime, reason: str) -> Outcome:
+    """Record that the issued forecast of a cycle was missed, and why."""
+    with catalog.lease(_lease_name(Wanted(domain, time), "issued")) as lease:
+        if lease is None:
+            return Outcome(time, "held", reason="another process works on it", domain=domain.name)
+        return publish.skip(domain, store, catalog, lease, time, "issued", now, reason, "given up")
