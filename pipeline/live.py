@@ -30,7 +30,7 @@ from pipeline.storage import Store
 log = logging.getLogger(__name__)
 
 LEASE = "live"
-# what failed, or is held by somebody else, is tried again after this time
+# what gave no product (it failed, is held by somebody else, or has not changed) is looked at again after this time
 RETRY = timedelta(seconds=20)
 # a look over the last day, for what came very late: verification wants it
 LATE_REACH, LATE_EVERY = timedelta(days=1), timedelta(hours=1)
@@ -56,7 +56,7 @@ class Feed:
         next_poll: when the source is looked at again.
         next_late: when the last day is looked over again.
         backlog: what is still to be taken in besides the newest, newest last.
-        retry: cycles that failed, and when they are tried again.
+        retry: cycles that gave no product, and when they are looked at again.
         failure: of a cycle, the last one.
         due_since: when its newest due cycle became due.
     """
@@ -284,12 +284,13 @@ class Live:
         for outcome in outcomes:
             feed = feeds[outcome.domain]
             feed.due_since = None
-            if outcome.state in {"failed", "held"}:
-                feed.retry[outcome.reference_time] = again
-                feed.failure[outcome.reference_time] = outcome.reason
-            else:
+            feed.failure.pop(outcome.reference_time, None)
+            if outcome.state == "published":
                 feed.retry.pop(outcome.reference_time, None)
-                feed.failure.pop(outcome.reference_time, None)
+                continue
+            feed.retry[outcome.reference_time] = again
+            if outcome.state in {"failed", "held"}:
+                feed.failure[outcome.reference_time] = outcome.reason
 
 
 def _first_needed(feed: Feed) -> datetime:
