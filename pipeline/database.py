@@ -118,10 +118,9 @@ def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
 
 
 def _postgresql(url: sa.URL, busy_s: float) -> sa.Engine:
-    milliseconds = round(1000 * busy_s)
     session = {
-        "lock_timeout": milliseconds,
-        "statement_timeout": milliseconds,
+        "lock_timeout": round(1000 * busy_s),
+        "statement_timeout": round(1000 * busy_s + 1000),
         "idle_in_transaction_session_timeout": 1000 * STOPPED_S,
         # of the server's end, so that it notices a client's machine that has gone and frees its locks
         "tcp_keepalives_idle": 10,
