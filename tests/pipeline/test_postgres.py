@@ -57,9 +57,9 @@ def the_chain(root, url):
     """Ingest, issue, verify, report, status; then the catalog again from the stores."""
     domain = synthetic_domain(model="optical_flow")
     settings = Settings(root=root, catalog=url, domains={"small": domain})
-    made = operations.backfill(settings, "small", T0, T0 + 3 * STEP, NOW)
-    assert made.cycles == {"published": 4} and made.verify.scored == 4 and made.problems == []
-    operations.run(settings, "small", T0 + 5 * STEP, T0 + 5 * STEP)  # an issued one, with latest.json
+    made = operations.backfill(settings, "small", T0, T0 + STEP, NOW)
+    assert made.cycles == {"published": 2} and made.verify.scored == 2 and made.problems == []
+    operations.run(settings, "small", T0 + 2 * STEP, T0 + 2 * STEP)  # an issued one, with latest.json
     written = operations.report(settings, "small", None, None, root / "report", NOW)
     store, catalog = operations.open_root(settings)
     before = contents(catalog)
@@ -69,7 +69,7 @@ def the_chain(root, url):
     catalog.close()
     table = next(written.page.parent.glob("*.csv")).read_text()
     latest = (root / "products/small/latest.json").read_text()
-    return before, after, counted, dataclasses.replace(rebuilt), table, latest
+    return before, after, counted, rebuilt, table, latest
 
 
 def test_the_whole_chain_gives_the_same_on_both_databases(tmp_path, postgres_url, monkeypatch):
@@ -79,7 +79,7 @@ def test_the_whole_chain_gives_the_same_on_both_databases(tmp_path, postgres_url
     other = the_chain(tmp_path / "sqlite", f"sqlite:///{tmp_path / 'sqlite' / 'catalog.sqlite'}")
     for mine, theirs in zip(ours, other, strict=True):
         assert mine == theirs
-    assert len(ours[0][1]) >= 5  # there was something to compare
+    assert len(ours[0][1]) == 3  # there was something to compare
 
 
 def test_who_cannot_connect_is_told_why_and_no_password(postgres_server, postgres_url):
@@ -276,5 +276,5 @@ def test_a_stopped_process_loses_its_locks(catalog):
 
 
 def test_two_processes_at_one_cycle_leave_one_product(postgres_server):
-    summary = races.run(8, 2, postgres_server, 7)
-    assert summary.faults == [] and (summary.races, summary.pauses) == (8, 2)
+    summary = races.run(6, 0, postgres_server, 7)
+    assert summary.faults == [] and summary.races == 6
