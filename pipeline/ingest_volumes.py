@@ -15,7 +15,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import WorkerLost
-from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, quarantine, record, volume_row
+from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, nameable, quarantine, record, volume_row
 from pipeline.prepare import Prepared, prepare_all
 from pipeline.source_settings import PolarSource
 from pipeline.sources import open_polar_source
@@ -46,7 +46,7 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
     reach = MOTION_REACH * domain.cadence
-    listed = open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE)
+    listed = nameable(job, open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE))
     first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
     done = known_volumes(job.catalog, domain, first, end, job.now)
     listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]

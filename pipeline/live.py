@@ -131,7 +131,7 @@ class Live:
             first_open = min(first_open, self._first_without_row(domain, since, now))
         feed = Feed(domain, since, first_open, now, now)
         if row is None:
-            with self.catalog.write() as connection:
+            with self.catalog.write(domain.name) as connection:
                 values = {"domain": domain.name, "since": times.seconds(since)}
                 self.catalog.upsert(
                     connection, tables.feeds, [values | {"polled_at": 0.0, "fault_at": 0.0, "fault": ""}]
@@ -179,7 +179,7 @@ class Live:
     def _note(self, polled: Polled) -> None:
         now = self.clock.now().timestamp()
         values = {"polled_at": now, "fault_at": 0.0, "fault": ""} if polled.result is not None else {}
-        with self.catalog.write() as connection:
+        with self.catalog.write(polled.domain) as connection:
             connection.execute(
                 sa.update(tables.feeds)
                 .where(tables.feeds.c.domain == polled.domain)

@@ -120,7 +120,7 @@ def publish(
         stages = {**publication.stages, "write": stopwatch.perf_counter() - started}
         row |= {"issue_time": now.timestamp(), "cause": publication.cause}
         row |= {"stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
-        with catalog.write() as connection:
+        with catalog.write(domain.name) as connection:
             lease.check(connection)
             for temporary, target in companions:
                 store.put(temporary, target)
@@ -226,18 +226,18 @@ def skip(
 
 
 def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
-    with catalog.write() as connection:
+    with catalog.write(row["domain"]) as connection:
         lease.check(connection)
         catalog.upsert(connection, tables.cycles, [row])
 
 
 def point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
-    """Move the hint to an issued product forward, never backward; the catalog's write lock keeps two apart."""
+    """Move the hint to an issued product forward, never backward; the domain's write lock keeps two apart."""
     if row["kind"] != "issued":
         return
     path = store.latest(domain.name)
     time = tables.from_seconds(row["reference_time"])
-    with catalog.write():
+    with catalog.write(domain.name):
         try:
             if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
                 return

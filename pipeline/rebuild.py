@@ -78,7 +78,7 @@ def rebuild(
         rows[tables.volumes] += [{**_BEFORE_NOW, **row} for row in quarantined.values()]
         result.skipped += len(again)
         result.quarantined += len(quarantined)
-        with catalog.write() as connection:
+        with catalog.write(domain.name) as connection:
             for table, found in rows.items():
                 connection.execute(sa.delete(table).where(table.c.domain == domain.name))
                 catalog.upsert(connection, table, found)

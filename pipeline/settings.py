@@ -218,7 +218,7 @@ def flat(settings: Settings) -> list[tuple[str, str, str]]:
 
 def hide_secrets(text: str) -> str:
     """Replace the password of a URL, before the host or in its query, by ***."""
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):\S+@", r"\1:***@", text)
     return re.sub(r"([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 

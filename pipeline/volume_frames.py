@@ -131,7 +131,7 @@ def frame_instant(work: Work, slot: datetime) -> None:
         "inputs": json.dumps(inputs),
         "framed_at": job.clock.now().timestamp(),
     }
-    with job.catalog.write() as connection:
+    with job.catalog.write(job.domain.name) as connection:
         fault = frame_fault(made, domain, slot, standing_frame(connection, domain, slot - domain.cadence))
         if fault:
             job.result.quarantined.append((times.iso(slot), fault))
@@ -205,7 +205,7 @@ def _moved_away(work: Work, slot: datetime, one: dict[str, Any]) -> bool:
 def _remove_moved(work: Work, slot: datetime) -> None:
     """Take away a frame all of whose volumes now belong to other instants."""
     job = work.job
-    with job.catalog.write() as connection:
+    with job.catalog.write(job.domain.name) as connection:
         standing = standing_frame(connection, job.domain, slot)
         inputs = own_inputs(standing)
         if inputs and all(_moved_away(work, slot, one) for one in inputs):

@@ -10,6 +10,7 @@ from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.settings import SAMPLE_DATA_DEFAULT, Settings
 from pipeline.storage import Store
+from tests.postgres_server import postgres_server, postgres_url  # noqa: F401
 
 PROJECT = Path(__file__).parents[1]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -82,3 +83,11 @@ def catalog(store):
     catalog = Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}")
     yield catalog
     catalog.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_url(request, root) -> str:
+    """Address of an empty catalog, of both kinds in turn."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{root / 'catalog.sqlite'}"
