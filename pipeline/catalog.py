@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,36 +187,41 @@ class Catalog:
 
     @contextmanager
     def lease(self, name: str, patience_s: float = 0.0) -> Iterator["Lease | None"]:
-        """Hold the lease ``name`` while the block runs; None if another process keeps it for ``patience_s``.
-
-        A thread renews it, so a long block keeps it and a killed process loses it after ``LEASE_S``.
-        """
-        lease = Lease(self, name)
+        """Hold the lease ``name`` while the block runs; None if another process keeps it for ``patience_s``."""
         latest = time.monotonic() + patience_s
-        while not lease.acquire():
-            if time.monotonic() >= latest:
-                yield None
-                return
+        while True:
+            with self.leases([name]) as held:
+                if held or time.monotonic() >= latest:
+                    yield held.get(name)
+                    return
             time.sleep(LOOK_S)
+
+    @contextmanager
+    def leases(self, names: Sequence[str]) -> Iterator[dict[str, "Lease"]]:
+        """Hold those of the leases that are free, by name, while the block runs.
+
+        A thread renews them, so a long block keeps them and a killed process loses them after ``LEASE_S``.
+        """
+        held = _acquire(self, [Lease(self, name) for name in names])
         stop = threading.Event()
 
         def renew() -> None:
             while not stop.wait(LEASE_S / 6):
                 try:
-                    if not lease.renew():
-                        lease.lost = True
-                        return
+                    _renew(self, held)
                 except StoreUnavailable as err:
-                    log.warning("the lease %s could not be renewed, trying again: %s", name, err)
+                    log.warning("the lease %s could not be renewed, trying again: %s", held[0].name, err)
 
-        keeper = threading.Thread(target=renew, name=f"lease {name}", daemon=True)
-        keeper.start()
+        keeper = threading.Thread(target=renew, name="leases", daemon=True)
+        if held:
+            keeper.start()
         try:
-            yield lease
+            yield {lease.name: lease for lease in held}
         finally:
-            stop.set()
-            keeper.join()
-            lease.release()
+            if held:
+                stop.set()
+                keeper.join()
+                _release(self, held)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -245,25 +250,15 @@ class Lease:
         self.token = uuid.uuid4().hex
         self.lost = False
         self.owner = f"{_machine()}:{os.getpid()}"
-        self._scope = f"lease/{name}"
 
     def acquire(self) -> bool:
         """Take the lease if it is free, expired, or held by a process of this machine that has ended."""
-        with self.catalog.write(self._scope) as connection:
-            now = database.now(connection)
-            held = connection.execute(sa.select(leases).where(leases.c.name == self.name)).mappings().first()
-            if held is not None and held["expires_at"] > now and not _ended_here(held["owner"]):
-                return False
-            row = {"name": self.name, "owner": self.owner, "token": self.token, "expires_at": now + LEASE_S}
-            self.catalog.upsert(connection, leases, [row])
-        return True
+        return bool(_acquire(self.catalog, [self]))
 
     def renew(self) -> bool:
         """Move the expiry; False if the lease was lost."""
-        with self.catalog.write(self._scope) as connection:
-            expiry = database.now(connection) + LEASE_S
-            changed = connection.execute(sa.update(leases).where(self._mine()).values(expires_at=expiry))
-        return changed.rowcount == 1
+        _renew(self.catalog, [self])
+        return not self.lost
 
     def check(self, connection: sa.Connection) -> None:
         """Inside the publishing transaction: the lease is still ours, and is not taken before that ends.
@@ -276,11 +271,51 @@ class Lease:
 
     def release(self) -> None:
         """Give it back; a lease lost meanwhile is left alone."""
-        with self.catalog.write(self._scope) as connection:
-            connection.execute(sa.delete(leases).where(self._mine()))
+        _release(self.catalog, [self])
 
     def _mine(self) -> sa.ColumnElement[bool]:
         return sa.and_(leases.c.name == self.name, leases.c.token == self.token)
+
+
+@contextmanager
+def _writing_leases(catalog: Catalog, wanted: Sequence[Lease]) -> Iterator[sa.Connection]:
+    """One transaction for several leases, each of which nobody else takes meanwhile."""
+    first, *others = sorted(f"lease/{lease.name}" for lease in wanted)  # in one order, so that two never wait in a ring
+    with catalog.write(first) as connection:
+        for scope in others:
+            database.exclude(connection, scope)
+        yield connection
+
+
+def _acquire(catalog: Catalog, wanted: Sequence[Lease]) -> list[Lease]:
+    """Take those that are free, expired, or held by a process of this machine that has ended."""
+    if not wanted:
+        return []
+    with _writing_leases(catalog, wanted) as connection:
+        now = database.now(connection)
+        query = sa.select(leases).where(leases.c.name.in_([lease.name for lease in wanted]))
+        held = {row["name"] for row in connection.execute(query).mappings()
+                if row["expires_at"] > now and not _ended_here(row["owner"])}  # fmt: skip
+        taken = [lease for lease in wanted if lease.name not in held]
+        expiry = {"expires_at": now + LEASE_S}
+        rows = [{"name": lease.name, "owner": lease.owner, "token": lease.token, **expiry} for lease in taken]
+        catalog.upsert(connection, leases, rows)
+    return taken
+
+
+def _renew(catalog: Catalog, held: Sequence[Lease]) -> None:
+    """Move the expiry of those that are still ours; the others are lost."""
+    with _writing_leases(catalog, held) as connection:
+        expiry = database.now(connection) + LEASE_S
+        for lease in held:
+            mine = sa.update(leases).where(lease._mine()).values(expires_at=expiry)
+            lease.lost = connection.execute(mine).rowcount != 1
+
+
+def _release(catalog: Catalog, held: Sequence[Lease]) -> None:
+    with _writing_leases(catalog, held) as connection:
+        for lease in held:
+            connection.execute(sa.delete(leases).where(lease._mine()))
 
 
 def writable(text: str) -> str:

@@ -5,7 +5,6 @@ import logging
 import time as stopwatch
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -72,13 +71,13 @@ def issue(
         kind: issued or hindcast; neither overwrites the other.
         clock: the wall clock, from the edge.
     """
-    with ExitStack() as held:
+    with catalog.leases([_lease_name(one, kind) for one in wanted]) as leases:
         claimed: dict[tuple[object, ...], list[_Claimed]] = defaultdict(list)
         archives: dict[str, Archive] = {}
         for one in wanted:
             with log_context(domain=one.domain.name, reference_time=times.iso(one.reference_time)):
                 archive = archives.setdefault(one.domain.name, Archive(store, one.domain, remember=True))
-                lease = held.enter_context(catalog.lease(_lease_name(one, kind)))
+                lease = leases.get(_lease_name(one, kind))
                 found = _guarded(_claim, one, lease, archive, store, catalog, load, kind, clock)
             if isinstance(found, Outcome):
                 yield found
