@@ -14,6 +14,32 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class S3Access(Frozen):
+    """How an S3 bucket is reached. Keys come from the environment or the files of AWS, never from these settings.
+
+    Attributes:
+        endpoint_url: of a server other than Amazon's.
+        anonymous: requests are not signed, as public buckets allow.
+        profile: of the AWS files; empty is the environment, then their default.
+        timeout_s: to connect, and between two pieces of an answer.
+        retries: after the first try, of what may pass: cut connections, stalls, 5xx, "slow down".
+    """
+
+    endpoint_url: str = ""
+    region: str = "us-east-1"
+    anonymous: bool = False
+    profile: str = ""
+    timeout_s: float = Field(10.0, gt=0, le=300)
+    retries: int = Field(4, ge=0, le=20)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
+            raise ValueError("expected http(s)://host[:port], without a user, password or query")
+        return url
+
+
 class GriddedSource(Frozen):
     """A folder of composites that a ``reader`` understands, whose names carry the time."""
 
