@@ -153,7 +153,7 @@ def load(
             source = domain.get("source")
             if isinstance(source, dict) and isinstance(source.get("uri"), str):
                 uri = _expand(source["uri"], f"domains.{name}.source.uri", environment)
-                source["uri"] = str((base / uri).resolve())
+                source["uri"] = uri if "://" in uri else str((base / uri).resolve())
             if isinstance(domain.get("areas"), str) and domain["areas"]:
                 domain["areas"] = str((base / _expand(domain["areas"], f"domains.{name}.areas", environment)).resolve())
             if isinstance(domain.get("warnings"), list):
