@@ -67,22 +67,22 @@ def prepare_all(domain: Domain, refs: Sequence[VolumeRef], now: datetime, maps: 
         return
     waiting = deque(refs)
     while waiting:
-        suspects: list[VolumeRef] = []
+        suspects: deque[VolumeRef] = deque()
         yield from _until_one_dies(domain, waiting, now, maps, source.processes, suspects)
-        for ref in suspects:
-            alone, died = deque([ref]), list[VolumeRef]()
-            yield from _until_one_dies(domain, alone, now, maps, 1, died)
-            if died:
-                reason = (
-                    f"{ref.key}: decoding its {ref.size} bytes killed the process, alone too: a fault, or no memory"
-                )
-                yield Prepared(ref, "quarantined", reason)
+        while suspects:
+            died: deque[VolumeRef] = deque()
+            yield from _until_one_dies(domain, suspects, now, maps, 1, died)
+            for ref in died:
+                killed = "killed the process, alone too: a fault of a library, or no memory"
+                yield Prepared(ref, "quarantined", f"{ref.key}: decoding its {ref.size} bytes {killed}")
 
 
 def _until_one_dies(
-    domain: Domain, waiting: deque[VolumeRef], now: datetime, maps: Path, processes: int, suspects: list[VolumeRef]
+    domain: Domain, waiting: deque[VolumeRef], now: datetime, maps: Path, processes: int, suspects: deque[VolumeRef]
 ) -> Iterator[Prepared]:
     """Prepare what waits, in order. When a process dies, what was at work goes to ``suspects``; the rest waits on."""
+    # no more ahead than keeps the processes busy: a finished volume takes tens of megabytes
+    at_once = 2 * processes + 1 if processes > 1 else 1
     coming: deque[tuple[VolumeRef, Future[Prepared]]] = deque()
     with ProcessPoolExecutor(min(processes, len(waiting)), get_context("spawn")) as pool:
         try:
@@ -91,15 +91,14 @@ def _until_one_dies(
             raise WorkerLost(f"processes that should decode volumes of {domain.name} die as they start") from err
         try:
             while waiting or coming:
-                # no more ahead than keeps the processes busy: a finished volume takes tens of megabytes
-                while waiting and len(coming) <= 2 * processes:
+                while waiting and len(coming) < at_once:
                     coming.append((waiting[0], pool.submit(prepare, domain, waiting[0], now, maps)))
                     waiting.popleft()
                 one = coming[0][1].result()
                 coming.popleft()
                 yield one
         except BrokenProcessPool:
-            suspects += [ref for ref, _ in coming]
+            suspects.extend(ref for ref, _ in coming)
             log.warning("a process that decodes volumes of %s was killed", domain.name)
         finally:
             for _, future in coming:

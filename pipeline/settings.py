@@ -294,7 +294,7 @@ def _explain(err: ValidationError, values: Mapping[str, _Value]) -> str:
         branches = {"native_grid", "projected_grid", "gridded", "synthetic", "volumes", "synthetic_radars"}
         key = ".".join(str(part) for part in item["loc"] if part not in branches)
         origin = _origin_of(key, values)
-        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {item['input']!r}"
+        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {hide_secrets(repr(item['input']))}"
         what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         if isinstance(item["input"], dict):
             given = ""

@@ -161,7 +161,7 @@ class VolumesSource(_Gridded, FilesSource):
             groups: ``time`` (read with ``time_format``; without it the header of ODIM files is read), ``radar``
             (default: that of the layout, else all files are of one radar), ``chunk`` (to join), ``end`` (only the last
             chunk has it; once the others are there nothing more is waited for).
-        radars: others are left alone; empty takes all.
+        radars: others are left alone; empty takes all. One alone is the name of a radar that nothing else names.
         join: ``none``: a file is a volume (or ``scans_per_file`` of them, ``scan_minutes`` apart). ``cycle``: files of
             a radar within ``cycle_minutes`` are one volume. ``chunks``: files of one time, in the order of their
             ``chunk``, are the pieces of one file.

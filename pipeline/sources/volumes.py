@@ -58,6 +58,7 @@ class VolumeFiles:
         seen = ours = 0
         strangers: Counter[str] = Counter()
         first, last = start - self.margin, end + self.margin
+        alone_here = self.config.radars[0] if len(self.config.radars) == 1 else "radar"
         for file in self.where.list(first, last):
             seen += 1
             name = file.below if "/" in self.config.pattern else file.below.rpartition("/")[2]
@@ -66,7 +67,7 @@ class VolumeFiles:
                 continue
             ours += 1
             found = match.groupdict()
-            radar = found.get("radar") or file.radar or "radar"
+            radar = found.get("radar") or file.radar or alone_here
             try:
                 time = self._time(found.get("time"), file)
                 if not first <= time <= last:

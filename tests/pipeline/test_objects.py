@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import BadInput, ConditionFailed, SettingsError, StoreUnavailable
 from pipeline.objects import Bucket, CutShort, conditional_writes, split_uri
+from pipeline.s3_client import client
 from pipeline.source_settings import S3Access
 from tests.s3_server import check_keys, dropped, refusal, stalled
 
@@ -179,6 +180,8 @@ def test_check_looks_at_server_credentials_and_clock(s3_server, bucket, monkeypa
 
 
 def test_without_credentials_or_profile_the_way_out_is_said(bucket, monkeypatch):
+    tag = bucket.put(b"open", "k")
+    client(bucket.access).put_object_acl(Bucket=bucket.bucket, Key="some/where/k", ACL="public-read")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for changes, said in (
@@ -187,4 +190,6 @@ def test_without_credentials_or_profile_the_way_out_is_said(bucket, monkeypatch)
     ):
         with pytest.raises(StoreUnavailable, match=said):
             replace(bucket, access=bucket.access.model_copy(update=changes)).check()
-    replace(bucket, access=bucket.access.model_copy(update={"anonymous": True})).check()
+    public = replace(bucket, access=bucket.access.model_copy(update={"anonymous": True}))
+    public.check()
+    assert public.read("k", 10) == (b"open", tag)
