@@ -85,7 +85,7 @@ def test_a_folder(folder, store, catalog, window):
     bad, result = seconds(lambda: ingest(domain, store, catalog, start, END, NOW))
     assert len(result.quarantined) == 1
     print(
-        f"\n  folder of {len(NAMES)} files, window of {window} instants: first listing {took:.2f} s, later {again:.2f} s,"
+        f"\n  folder of {len(NAMES)} files, window of {window} instants: first listing {took:.2f} s, then {again:.2f},"
         f"\n    {len(rows)} known volumes {known:.3f} s, poll without news {poll:.2f} s, with a bad volume {bad:.2f} s"
     )
 
