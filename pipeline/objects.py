@@ -82,7 +82,7 @@ class Bucket:
                 yield self._inside(one["Prefix"]).removeprefix(prefix).rstrip("/")
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object; None if there is none."""
+        """What is known of an object; None if there is none, or no such bucket: the server does not say which."""
         with explained(self.access, self._name(key)):
             answer = self._unless_missing("head_object", key)
         return None if answer is None else _info(key, answer)
@@ -90,16 +90,21 @@ class Bucket:
     def get(self, key: str, path: Path, max_bytes: int) -> ObjectInfo:
         """Fetch an object into a file, checked by its length and, where the server gives one, its checksum.
 
+        A failure leaves no file.
+
         Raises:
             BadInput: it is larger than ``max_bytes``; nothing was fetched.
             FileNotFoundError: there is no such object.
             CutShort: it did not come whole.
         """
-        with path.open("wb") as file:
-            info = self._fetch(key, file, max_bytes)
-        if info is None:
-            path.unlink()
-            raise FileNotFoundError(2, "there is no such object", self._name(key))
+        try:
+            with path.open("wb") as file:
+                info = self._fetch(key, file, max_bytes)
+            if info is None:
+                raise FileNotFoundError(2, "there is no such object", self._name(key))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return info
 
     def read(self, key: str, max_bytes: int) -> tuple[bytes, str] | None:

@@ -52,7 +52,8 @@ def seconds(work):
 def remember(catalog, store, domain, refs):
     """Catalog rows as if all had been taken in."""
     volumes = [
-        volume_row(domain, ref) | {"slot": times.seconds(slot_of(ref.nominal_time, domain.cadence))} for ref in refs
+        volume_row(domain, ref, NOW) | {"slot": times.seconds(slot_of(ref.nominal_time, domain.cadence))}
+        for ref in refs
     ]
     inputs: dict[int, list] = {}
     for ref, row in zip(refs, volumes, strict=True):
@@ -61,7 +62,7 @@ def remember(catalog, store, domain, refs):
     frames = [
         {
             "domain": domain.name, "valid_time": slot, "sha256": "", "source_key": "", "arrived_at": 0.0,
-            "offset_s": 0.0, "coverage": 1.0, "echo": 0.0, "removed": 0.0, "inputs": json.dumps(own),
+            "offset_s": 0.0, "coverage": 1.0, "echo": 0.0, "removed": 0.0, "inputs": json.dumps(own), "framed_at": 0.0,
         }
         for slot, own in inputs.items()
     ]  # fmt: skip

@@ -113,7 +113,7 @@ def test_an_object_that_never_comes_whole_is_said(bucket, behind, proxy, tmp_pat
     proxy.then = fault
     with pytest.raises(CutShort, match=r"some/where/k: .*, 3 times"):
         behind.get("k", tmp_path / "k", len(BODY))
-    assert len(proxy.seen) == 3
+    assert len(proxy.seen) == 3 and not (tmp_path / "k").exists()
 
 
 @pytest.mark.parametrize(
