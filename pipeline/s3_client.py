@@ -56,7 +56,7 @@ def explained(access: S3Access, name: str) -> Iterator[None]:
     except ClientError as err:
         status = err.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         code = err.response["Error"]["Code"]
-        if status in {409, 412} or (code == "NoSuchKey" and err.operation_name == "PutObject"):
+        if err.operation_name == "PutObject" and (status in {409, 412} or code == "NoSuchKey"):
             raise ConditionFailed(f"{name}: another version of it is there, or none ({code})") from err
         raise StoreUnavailable(f"{name}: {_WORDS.get(code) or f'the server answers {status} {code}'}") from err
     except BotoCoreError as err:
