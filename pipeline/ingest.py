@@ -93,10 +93,10 @@ def ingest(
     known = known_volumes(catalog, domain, start, end, now)
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
-    with store.scratch() as folder:
-        for n, ref in enumerate(fresh):
+    for n, ref in enumerate(fresh):
+        with store.scratch() as folder:
             _ingest_one(job, source, folder, ref)
-            progress(n + 1, len(fresh))
+        progress(n + 1, len(fresh))
     return result
 
 
