@@ -69,24 +69,25 @@ def _print(found: Any, store: Any) -> None:
             out.print(f"[bold]{one.name}:[/] {escape(line)}", highlight=False)
         if not one.holdings.frames and store.archive(one.name).is_dir():
             out.print(f"[yellow]{one.name}:[/] its archive is not in the catalog; run `nowcast catalog rebuild`")
-    for alert in found.alerts:
-        if alert["ended_at"] is None:
-            about = f"{alert['domain'] or 'system'}: {alert['text']} (for {minutes(alert['age_minutes'])})"
-            out.print(f"[red]alert:[/] {escape(about)}", highlight=False)
+    stands = [alert for alert in found.alerts if alert["ended_at"] is None]
+    named = ((a["domain"] or "system", a["kind"], a["subject"], f"({minutes(a['age_minutes'])})") for a in stands)
+    out.print(f"alerts: {escape(', '.join(' '.join(filter(None, one)) for one in named)) or 'none'}", highlight=False)
     out.print(f"disk: {disk_text(found.disk)}; at work: {escape(who(found.leases))}", highlight=False)
 
 
 def _lines(one: Any, latest: Any) -> list[str]:
-    """What is worth a line: problems, gaps, fallbacks, radars that are not on time, and what the domain has."""
+    """What is worth a line: problems, gaps, fallbacks, radars, and what the domain has."""
     lines = list(one.problems)
     lines += [f"gap {gap.text}" for gap in one.timeline.gaps[-3:]]
     if len(one.timeline.gaps) > 3:
         lines.append(f"{len(one.timeline.gaps) - 3} more gaps in the last 24 hours; --json has all")
     lines += [f"{count} x {reason}" for reason, count in list(one.timeline.fallbacks.items())[:3]]
-    radars = [radar for radar in one.feed.radars if radar.state != "on time"] if one.timeline.since else []
-    lines += [f"radar {radar.name} {radar.state}, last {latest(radar)}" for radar in radars[:5]]
-    if len(radars) > 5:
-        lines.append(f"{len(radars) - 5} more radars are not on time; --json has all")
+    if one.timeline.since is not None and one.feed.radars:
+        radars = sorted(one.feed.radars, key=lambda radar: -radar.age_minutes)
+        told = ", ".join(f"{radar.name} {radar.state} ({latest(radar)})" for radar in radars[:4])
+        more = f" and {len(radars) - 4} more that were heard later" * (len(radars) > 4)
+        polled = f"; last poll {one.feed.polled_at:%H:%M:%S}" if one.feed.polled_at else ""
+        lines.append(f"radars: {told}{more}{polled}")
     held = one.holdings
     forecasts = ", ".join(f"{n} {method}" for method, n in held.forecasts.items()) or "none"
     waiting = f"; {one.verification_waiting} wait for verification" * bool(one.verification_waiting)

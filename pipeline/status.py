@@ -25,6 +25,8 @@ from pipeline.timeline import DAY, Timeline, read_timeline
 from pipeline.warnings.watch import pending
 
 Level = Literal["good", "warn", "bad", "off"]
+# rules whose facts take reading of scores or products, so that only their alerts tell
+ONLY_ALERTS = ("frozen_feed", "fallen_scores")
 WORST_FIRST: tuple[Level, ...] = ("bad", "warn", "good", "off")
 # names of the levels, for people
 WORDS: dict[Level, str] = {"good": "OK", "warn": "CHECK", "bad": "NO FORECAST", "off": "not live"}
@@ -82,7 +84,11 @@ def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetim
     Raises:
         StoreUnavailable: the catalog cannot be used.
     """
-    domains = tuple(_domain(settings, store, catalog, settings.domains[name], now) for name in sorted(settings.domains))
+    rows = alerts.standing(catalog, now - DAY)
+    stands = [row for row in rows if not row["ended_at"]]
+    domains = tuple(
+        _domain(settings, store, catalog, settings.domains[name], stands, now) for name in sorted(settings.domains)
+    )
     disk = read_disk(store.root)
     problems = tuple(_system_problems(settings, disk))
     levels: list[Level] = [domain.level for domain in domains] + ["warn"] * bool(problems)
@@ -93,13 +99,15 @@ def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetim
         headline=_headline(domains, problems),
         domains=domains,
         problems=problems,
-        alerts=tuple(_alert(row, now) for row in alerts.standing(catalog, now - DAY)),
+        alerts=tuple(_alert(row, now) for row in rows),
         disk=disk,
         leases=tuple(catalog.held_leases()),
     )
 
 
-def _domain(settings: Settings, store: Store, catalog: Catalog, domain: Domain, now: datetime) -> DomainStatus:
+def _domain(
+    settings: Settings, store: Store, catalog: Catalog, domain: Domain, stands: list[Row], now: datetime
+) -> DomainStatus:
     timeline, feed = read_timeline(catalog, domain, now), read_feed(settings, catalog, domain, now)
     f, c = tables.frames.c, tables.cycles.c
     newest = catalog.read(sa.select(sa.func.max(f.valid_time).label("time")).where(f.domain == domain.name))[0]["time"]
@@ -109,6 +117,7 @@ def _domain(settings: Settings, store: Store, catalog: Catalog, domain: Domain, 
     )
     unsent = pending(store, domain.name)
     found = list(_problems(domain, timeline, feed, unsent, now))
+    found += [("warn", row["text"]) for row in stands if row["domain"] == domain.name and row["kind"] in ONLY_ALERTS]
     level: Level = min((level for level, _ in found), key=WORST_FIRST.index, default="good")
     if timeline.since is None and level == "good":
         level = "off"
@@ -138,9 +147,9 @@ def _problems(
 ) -> Iterator[tuple[Level, str]]:
     """What is wrong with a domain that is forecast live."""
     if timeline.missed:
-        cycles = f"{timeline.missed} cycle{'s' * (timeline.missed > 1)}"
         why = f": {timeline.why_missed}" if timeline.why_missed else ""
-        yield ("bad" if timeline.missed > 1 else "warn"), f"the forecasts of {cycles} are missing{why}"
+        missed = f"no forecast for {timeline.missed} cycles ({timeline.missed * domain.cadence_minutes} minutes)"
+        yield ("bad", missed + why) if timeline.missed > 1 else ("warn", f"the newest forecast is overdue{why}")
     if feed.fault_at is not None:
         yield "warn", f"the source cannot be polled: {feed.fault}"
     elif feed.polled_at is not None and now - feed.polled_at > FAULT_LASTS:

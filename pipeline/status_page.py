@@ -11,7 +11,7 @@ from pipeline.disk import GB, Disk
 from pipeline.feed_health import Radar
 from pipeline.latency import SPANS
 from pipeline.settings import Settings
-from pipeline.status import WORDS, DomainStatus, Status, read_status
+from pipeline.status import WORDS, WORST_FIRST, DomainStatus, Status, read_status
 from pipeline.storage import Store
 from pipeline.timeline import DAY, Cycle
 
@@ -55,10 +55,10 @@ def render(status: Status) -> str:
     return environment.get_template("status.html.j2").render(
         **helpers,
         status=status,
+        domains=sorted(status.domains, key=lambda one: WORST_FIRST.index(one.level)),
         standing=[alert for alert in status.alerts if alert["ended_at"] is None],
         ended=[alert for alert in status.alerts if alert["ended_at"] is not None],
         disk=disk_text(status.disk),
-        used=[(name, f"{size / GB:.2f} GB") for name, size in status.disk.used.items()],
         who=who(status.leases),
         words=WORDS,
         symbols=SYMBOLS,
@@ -82,7 +82,7 @@ def minutes(value: float | None) -> str:
 
 def latest(radar: Radar) -> str:
     """When a radar was last heard."""
-    return f"{radar.last:%H:%M} UTC, {minutes(radar.age_minutes)} ago"
+    return f"{radar.last:%H:%M}, {minutes(radar.age_minutes)} ago"
 
 
 def seconds(value: float) -> str:
@@ -106,10 +106,13 @@ def disk_text(disk: Disk) -> str:
     """Free space, and what is used by what."""
     if disk.free is None or disk.size is None:
         return "there is no root yet"
-    used = sum(disk.used.values())
-    kinds = ", ".join(f"{name} {size / GB:.2f}" for name, size in list(disk.used.items())[:4])
+    kinds = ", ".join(f"{name} {_size(size)}" for name, size in disk.used.items())
     least = "at least " * (not disk.complete)
-    return f"{disk.free / GB:.1f} of {disk.size / GB:.0f} GB free, ours {least}{used / GB:.2f} GB ({kinds})"
+    return f"{_size(disk.free)} of {_size(disk.size)} free; ours {least}{_size(sum(disk.used.values()))} ({kinds})"
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 1e6:.1f} MB"
 
 
 def who(leases: Sequence[Row]) -> str:
