@@ -171,5 +171,5 @@ def _gaps(cycles: tuple[Cycle, ...]) -> Iterator[Gap]:
 
 def _plain(reason: str) -> str:
     """A reason without its times, so that equal ones are seen to be equal."""
-    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?Z(, )?", "", reason)
-    return re.sub(r"[\s:(]+$", "", re.sub(r" +", " ", text))
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?Z"
+    return re.sub(rf"( (of|at|until|since))?:? {time}(, {time})*", "", reason)

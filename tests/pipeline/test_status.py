@@ -20,7 +20,7 @@ from pipeline.feed_health import read_feed
 from pipeline.latency import Latency, latencies, spreads
 from pipeline.status import read_status
 from pipeline.storage import Store
-from pipeline.timeline import DAY, read_timeline
+from pipeline.timeline import DAY, _plain, read_timeline
 from tests.conftest import settings_for, synthetic_domain
 from tests.pipeline.simulated import AXIS, NOW, STEP, Live
 
@@ -103,6 +103,19 @@ def test_gaps_are_runs_with_their_reasons(live, catalog):
     assert found.fallbacks == {"optical_flow: frames are missing": 2}
     assert found.counts == {"model": 137, "skipped": 4, "fallback": 2, "unaccounted": 1}
     assert (found.missed, found.fallbacks_in_a_row) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "plain"),
+    [
+        ("no frame of 2026-03-01T01:00:00Z within 30 minutes: nothing", "no frame within 30 minutes: nothing"),
+        ("frames are missing: 2026-03-01T01:00:00Z, 2026-03-01T01:10:00Z (damaged)", "frames are missing (damaged)"),
+        ("nothing was at work until 2026-03-01T01:00:00Z, which is too late", "nothing was at work, which is too late"),
+        ("radar 2 failed, at 3", "radar 2 failed, at 3"),
+    ],
+)
+def test_equal_reasons_of_different_times_are_one(reason, plain):
+    assert _plain(reason) == plain
 
 
 def test_an_instant_waits_while_its_grace_lasts_and_is_not_asked_for_before_live_operation(live, catalog):
