@@ -21,6 +21,7 @@ def status(
     """How every domain does: freshness, radars, gaps, latency, alerts. Reads only, except with --page."""
     with errors_to_exit_codes():
         from pipeline.catalog import Catalog
+        from pipeline.holdings import holdings
         from pipeline.status import read_status
         from pipeline.storage import Store
 
@@ -36,13 +37,14 @@ def status(
                 out.print(f"page     {escape(str(written))}")
             return
         found = read_status(settings, store, catalog, now())
+        held = holdings(catalog, sorted(settings.domains))
         if as_json:
-            console.print_json(found)
+            console.print_json({**vars(found), "holdings": held})
         else:
-            _print(found, store)
+            _print(found, held, store)
 
 
-def _print(found: Any, store: Any) -> None:
+def _print(found: Any, held: Any, store: Any) -> None:
     from pipeline.status import WORDS
     from pipeline.status_page import disk_text, latency_text, latest, minutes, who
 
@@ -64,10 +66,10 @@ def _print(found: Any, store: Any) -> None:
             latency_text(one),
         )
     out.print(table)
-    for one in found.domains:
-        for line in _lines(one, latest):
+    for one, holds in zip(found.domains, held, strict=True):
+        for line in _lines(one, holds, latest):
             out.print(f"[bold]{one.name}:[/] {escape(line)}", highlight=False)
-        if not one.holdings.frames and store.archive(one.name).is_dir():
+        if not holds.frames and store.archive(one.name).is_dir():
             out.print(f"[yellow]{one.name}:[/] its archive is not in the catalog; run `nowcast catalog rebuild`")
     stands = [alert for alert in found.alerts if alert["ended_at"] is None]
     named = ((a["domain"] or "system", a["kind"], a["subject"], f"({minutes(a['age_minutes'])})") for a in stands)
@@ -75,7 +77,7 @@ def _print(found: Any, store: Any) -> None:
     out.print(f"disk: {disk_text(found.disk)}; at work: {escape(who(found.leases))}", highlight=False)
 
 
-def _lines(one: Any, latest: Any) -> list[str]:
+def _lines(one: Any, held: Any, latest: Any) -> list[str]:
     """What is worth a line: problems, gaps, fallbacks, radars, and what the domain has."""
     lines = list(one.problems)
     lines += [f"gap {gap.text}" for gap in one.timeline.gaps[-3:]]
@@ -88,7 +90,6 @@ def _lines(one: Any, latest: Any) -> list[str]:
         more = f" and {len(radars) - 4} more that were heard later" * (len(radars) > 4)
         polled = f"; last poll {one.feed.polled_at:%H:%M:%S}" if one.feed.polled_at else ""
         lines.append(f"radars: {told}{more}{polled}")
-    held = one.holdings
     forecasts = ", ".join(f"{n} {method}" for method, n in held.forecasts.items()) or "none"
     waiting = f"; {one.verification_waiting} wait for verification" * bool(one.verification_waiting)
     lines.append(f"{held.frames} frames; forecasts: {forecasts}{waiting}")

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
-    """An event about ``resource``; see ``pipeline.alerts.Emit``. Without a server it goes nowhere."""
+    """An event about ``resource``, as ``pipeline.alerts.check`` wants it; within a flow, or where a server is set."""
     from prefect.events import emit_event
 
     emit_event(name, {"prefect.resource.id": resource, "prefect.resource.name": payload["text"]}, payload=payload)

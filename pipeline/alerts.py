@@ -5,9 +5,10 @@ The rules are in ``pipeline.alert_rules``.
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
@@ -24,6 +25,9 @@ from pipeline.settings import Settings
 from pipeline.storage import Store, safe_name
 from pipeline.timeline import read_timeline
 from pipeline.warnings.webhook import host_of, post
+
+if TYPE_CHECKING:
+    from pipeline.verification.quality import Skill
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +127,37 @@ def _findings(settings: Settings, store: Store, catalog: Catalog, now: datetime)
 def _scores(settings: Settings, domain: Domain, store: Store, catalog: Catalog, now: datetime) -> Iterator[Finding]:
     if not settings.alerts.csi_drop:
         return
-    from pipeline.verification.quality import lately_and_before
-
+    s = tables.scores.c
+    lately = s.day >= times.seconds(now - timedelta(days=31))
+    query = sa.select(s.path, s.content_digest).where(s.domain == domain.name, s.kind == "issued", lately)
+    sums = tuple((row["path"], row["content_digest"]) for row in catalog.read(query.order_by(s.path)))
+    key = (str(store.root), domain.model_dump_json(), times.seconds(now) // 3600, sums)
     try:
-        day, month = lately_and_before(domain, store, catalog, now)
+        day, month = _skills(_Read(key, domain, store, catalog, now))
     except (StoreUnavailable, OSError, ValueError, KeyError) as err:
         log.warning("the scores of %s cannot be compared: %s", domain.name, err)
         yield Finding(domain.name, "fallen_scores", "", "unclear")
         return
     yield from rules.fallen_scores(domain, day, month, settings.alerts)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What skill is read from; the same for an equal key."""
+
+    key: tuple[Any, ...]
+    domain: Domain = field(compare=False)
+    store: Store = field(compare=False)
+    catalog: Catalog = field(compare=False)
+    now: datetime = field(compare=False)
+
+
+@lru_cache(maxsize=256)
+def _skills(read: _Read) -> "tuple[Skill | None, Skill | None]":
+    """Of the last day and thirty days; read anew every hour and when there are new scores, not every minute."""
+    from pipeline.verification.quality import lately_and_before
+
+    return lately_and_before(read.domain, read.store, read.catalog, read.now)
 
 
 def _record(catalog: Catalog, lease: Lease, findings: list[Finding], now: datetime) -> list[Told]:

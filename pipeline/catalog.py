@@ -62,6 +62,8 @@ volumes = _table(
         "seen_at": sa.Float,  # when an ingest looked at it
     },
 )
+# every poll and every status asks for those of some hours, of millions
+sa.Index("volumes_nominal_time", volumes.c.domain, volumes.c.nominal_time)
 frames = _table(
     "frames",
     {"domain": sa.String(40), "valid_time": sa.BigInteger},

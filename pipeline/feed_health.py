@@ -46,24 +46,34 @@ class Feed:
         polled_at: the last poll that ended well.
         fault_at: the last poll, if it failed.
         fault: why.
+        newest_problem: reason of the newest of the files of the last 24 hours that could not be used.
     """
 
     polled_at: datetime | None
     fault_at: datetime | None
     fault: str
     radars: tuple[Radar, ...]
+    newest_problem: str
 
 
 def read_feed(settings: Settings, catalog: Catalog, domain: Domain, now: datetime) -> Feed:
     """What the catalog knows of a domain's source."""
     rows = catalog.read(sa.select(tables.feeds).where(tables.feeds.c.domain == domain.name))
-    radars = _radars(settings, catalog, domain, now)
+    radars, problem = _radars(settings, catalog, domain, now), _newest_problem(catalog, domain, now)
     if not rows:
-        return Feed(None, None, "", radars)
+        return Feed(None, None, "", radars, problem)
     polled, failed = (
         tables.from_seconds(rows[0][name]) if rows[0][name] else None for name in ("polled_at", "fault_at")
     )
-    return Feed(polled, failed, hide_secrets(rows[0]["fault"]) if failed else "", radars)
+    return Feed(polled, failed, hide_secrets(rows[0]["fault"]) if failed else "", radars, problem)
+
+
+def _newest_problem(catalog: Catalog, domain: Domain, now: datetime) -> str:
+    v = tables.volumes.c
+    unusable = v.state.in_(("quarantined", *tables.RETRIED))
+    query = sa.select(v.reason).where(v.domain == domain.name, v.nominal_time >= times.seconds(now - DAY), unusable)
+    rows = catalog.read(query.order_by(v.nominal_time.desc(), v.key.desc()).limit(1))
+    return rows[0]["reason"] if rows else ""
 
 
 def _radars(settings: Settings, catalog: Catalog, domain: Domain, now: datetime) -> tuple[Radar, ...]:

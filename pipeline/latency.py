@@ -31,7 +31,8 @@ class Latency:
     """One published forecast; wall clock in seconds since 1970, None where it is not known.
 
     Attributes:
-        measured: end of the last sweep of its newest frame; of a composite the time in its content.
+        measured: end of the last sweep of its newest frame; of a composite the time in its content; the reference time
+            where neither is known.
         arrived: the last file of that frame.
         framed: when the frame was written.
         published: when the product was complete.
@@ -80,16 +81,22 @@ def latencies(catalog: Catalog, domain: str, start: datetime, end: datetime) -> 
     )
     if not cycles:
         return []
-    columns = (f.valid_time, f.source_key, f.inputs, f.arrived_at, f.framed_at)
-    of_domain = sa.select(*columns).where(f.domain == domain, f.valid_time.between(first, last))
+    of_domain = sa.select(f.valid_time, f.source_key, f.arrived_at, f.framed_at).where(
+        f.domain == domain, f.valid_time.between(first, last)
+    )
     frames = {row["valid_time"]: row for row in catalog.read(of_domain)}
-    around = v.nominal_time.between(times.seconds(start - NAMED_BEFORE), times.seconds(end + NAMED_BEFORE))
-    measured: dict[tuple[str, str], float] = {}
-    for row in catalog.read(
-        sa.select(v.key, v.etag, v.measured_until).where(v.domain == domain, around, v.measured_until > 0)
-    ):
-        measured[row["key"], row["etag"]] = measured[row["key"], ""] = row["measured_until"]
-    return [_latency(domain, row, frames.get(row["reference_time"]), measured) for row in cycles]
+    used = sa.and_(
+        v.domain == domain,
+        v.nominal_time.between(times.seconds(start - NAMED_BEFORE), times.seconds(end + NAMED_BEFORE)),
+        v.state.in_(("framed", "partial")),
+        v.measured_until > 0,
+    )
+    # volumes belong to an instant; a composite is known by its key
+    by_slot = sa.select(v.slot, sa.func.max(v.measured_until).label("end")).where(used, v.slot > 0).group_by(v.slot)
+    ends: dict[int | str, float] = {row["slot"]: row["end"] for row in catalog.read(by_slot)}
+    for row in catalog.read(sa.select(v.key, v.measured_until).where(used, v.slot == 0)):
+        ends[row["key"]] = row["measured_until"]
+    return [_latency(domain, row, frames.get(row["reference_time"]), ends) for row in cycles]
 
 
 def spreads(found: Sequence[Latency]) -> dict[str, Spread]:
@@ -105,7 +112,7 @@ def spreads(found: Sequence[Latency]) -> dict[str, Spread]:
     }
 
 
-def _latency(domain: str, cycle: Row, frame: Row | None, measured: dict[tuple[str, str], float]) -> Latency:
+def _latency(domain: str, cycle: Row, frame: Row | None, ends: dict[int | str, float]) -> Latency:
     known = json.loads(cycle["stages"] or "{}")
     # the model's own time is a part of the span that is called forecast
     stages = {"forecast_model" if name == "forecast" else name: float(seconds) for name, seconds in known.items()}
@@ -113,16 +120,13 @@ def _latency(domain: str, cycle: Row, frame: Row | None, measured: dict[tuple[st
     published = float(cycle["issue_time"]) + stages.get("write", 0.0)
     if frame is not None and frame["framed_at"] > cycle["issue_time"]:
         frame = None  # it was made anew since, and no longer tells what the forecast was made from
-    inputs = [] if frame is None else json.loads(frame["inputs"] or "[]")
-    keys = [(one["key"], one.get("etag", "")) for one in inputs if not one.get("carried")]
-    if frame is not None and not inputs:
-        keys = [(frame["source_key"], "")]
-    ends = [measured[key] for key in keys if key in measured]
+    time = cycle["reference_time"]
+    measured = None if frame is None else ends.get(time, ends.get(frame["source_key"]))
     return Latency(
         domain=domain,
-        reference_time=tables.from_seconds(cycle["reference_time"]),
+        reference_time=tables.from_seconds(time),
         revision=cycle["revision"],
-        measured=max(ends) if ends else float(cycle["reference_time"]),
+        measured=measured if measured is not None else float(time),
         arrived=(frame["arrived_at"] or None) if frame else None,
         framed=(frame["framed_at"] or None) if frame else None,
         published=published,

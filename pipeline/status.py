@@ -17,7 +17,6 @@ from pipeline.catalog import Catalog, Row
 from pipeline.disk import GB, Disk, read_disk
 from pipeline.domain import Domain
 from pipeline.feed_health import COMPOSITE, Feed, read_feed
-from pipeline.holdings import Holdings, holdings
 from pipeline.latency import Spread, latencies, spreads
 from pipeline.settings import Settings
 from pipeline.storage import Store
@@ -61,7 +60,6 @@ class DomainStatus:
     latency: dict[str, Spread]
     verification_waiting: int
     unsent_warnings: int
-    holdings: Holdings
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,6 @@ def _domain(
         latency=spreads(latencies(catalog, domain.name, now - DAY, now)),
         verification_waiting=catalog.read(unscored)[0]["n"],
         unsent_warnings=unsent,
-        holdings=holdings(catalog, [domain.name])[0],
     )
 
 

@@ -53,7 +53,7 @@ def test_the_whole_chain(here):
     page = json.loads(nowcast("report small --json").stdout)
     assert Path(page["page"]).is_file() and page["csi"]
     status = json.loads(nowcast("status --json").stdout)
-    assert status["domains"][0]["holdings"]["forecasts"] == {"optical_flow (hindcast)": 2}
+    assert status["holdings"][0]["forecasts"] == {"optical_flow (hindcast)": 2}
     assert status["level"] == "off" and status["domains"][0]["newest_frame"].endswith("Z")
     shown = nowcast("status").stdout
     assert "2 optical_flow" in shown and "no domain is forecast live" in shown and "at work: nobody" in shown

@@ -57,6 +57,7 @@ class Live:
             "measured_until": time.timestamp() + ends_s,
             "state": "framed",
             "radar": radar,
+            "slot": times.seconds(time),
         }
         self.write(tables.volumes, **{**row, **changes})
         return key

@@ -211,7 +211,8 @@ def test_the_skill_of_a_day_is_that_of_its_verification(root, store, catalog):
     assert [f.level for f in alerts._findings(settings, store, catalog, end) if f.kind == "fallen_scores"] == ["good"]
     path = root / catalog.read(sa.select(tables.scores.c.path))[0]["path"]
     path.write_bytes(b"")
-    levels = [f.level for f in alerts._findings(settings, store, catalog, end) if f.kind == "fallen_scores"]
+    later = end + timedelta(hours=1)  # scores are read again every hour
+    levels = [f.level for f in alerts._findings(settings, store, catalog, later) if f.kind == "fallen_scores"]
     assert levels == ["unclear"]  # and the other rules go on
 
 

@@ -45,12 +45,23 @@ def one_latency(catalog) -> Latency:
 def test_latency_goes_from_the_last_sweep_to_the_complete_file(live, catalog):
     live.frame(0, "alfa", "brav")
     live.volume(0, "brav", ends_s=25)
-    live.volume(0, "late", ends_s=49)  # came, but is not in the frame
+    live.volume(0, "late", ends_s=49, state="duplicate", slot=0)  # came, but is not in the frame
+    live.volume(1, "alfa", ends_s=620)
     live.issued(0)
     # sweep at 25, arrival at 40, frame at 45, writing begins at 50 and takes 1 s
     assert one_latency(catalog).spans == {
         "arrival": 15, "framing": 5, "forecast": 6, "total": 26, "read": 0.5, "forecast_model": 2, "write": 1,
     }  # fmt: skip
+
+
+def test_a_composite_is_known_by_its_key(live, catalog):
+    live.volume(0, "", key="comp.h5", slot=0, ends_s=0)
+    at = AXIS.timestamp()
+    live.write(
+        tables.frames, valid_time=times.seconds(AXIS), source_key="comp.h5", arrived_at=at + 40, framed_at=at + 45
+    )
+    live.issued(0)
+    assert (one_latency(catalog).spans["arrival"], one_latency(catalog).spans["total"]) == (40, 51)
 
 
 def test_what_a_rebuild_lost_is_not_known_and_never_nonsense(live, catalog):
@@ -249,7 +260,7 @@ def test_status_reads_a_root_that_may_not_be_written(at_work):
         with pytest.raises(OSError):
             (root / "x").write_text("x")
         found = read_status(settings, Store(root, reading=True), Catalog(settings.catalog, reading=True), NOW)
-        assert found.domains[0].level == "good" and found.domains[0].holdings.frames == 144
+        assert found.domains[0].level == "good" and found.domains[0].timeline.counts == {"model": 144}
 
     process = forked(other)
     os.close(write)
