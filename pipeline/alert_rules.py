@@ -53,9 +53,8 @@ def no_forecast(domain: Domain, timeline: Timeline, alerts: Alerts) -> Iterator[
         minutes = missed * domain.cadence_minutes
         newest = timeline.newest
         last = f"the newest is of {newest.reference_time:%Y-%m-%d %H:%M} UTC" if newest else "there never was one"
-        why = timeline.why_missed or "no reason is recorded"
         cycles = "cycle" if missed == 1 else "cycles"
-        text = f"no forecast for {missed} {cycles} ({minutes} minutes), {last}; {why}"
+        text = f"no forecast for {missed} {cycles} ({minutes} minutes), {last}; {timeline.why_missed}"
     yield Finding(domain.name, "no_forecast", "", level, text)
 
 

@@ -107,8 +107,7 @@ def _domain(
     settings: Settings, store: Store, catalog: Catalog, domain: Domain, stands: list[Row], now: datetime
 ) -> DomainStatus:
     timeline, feed = read_timeline(catalog, domain, now), read_feed(settings, catalog, domain, now)
-    f, c = tables.frames.c, tables.cycles.c
-    newest = catalog.read(sa.select(sa.func.max(f.valid_time).label("time")).where(f.domain == domain.name))[0]["time"]
+    c = tables.cycles.c
     over = times.seconds(now - domain.horizon - domain.cadence)
     unscored = sa.select(sa.func.count().label("n")).where(
         c.domain == domain.name, c.state == "published", c.verified == "", c.reference_time <= over
@@ -119,7 +118,7 @@ def _domain(
     level: Level = min((level for level, _ in found), key=WORST_FIRST.index, default="good")
     if timeline.since is None and level == "good":
         level = "off"
-    frame = None if newest is None else tables.from_seconds(newest)
+    frame = timeline.newest_frame
     forecast = timeline.newest.reference_time if timeline.newest else None
     return DomainStatus(
         name=domain.name,
@@ -144,9 +143,9 @@ def _problems(
 ) -> Iterator[tuple[Level, str]]:
     """What is wrong with a domain that is forecast live."""
     if timeline.missed:
-        why = f": {timeline.why_missed}" if timeline.why_missed else ""
         missed = f"no forecast for {timeline.missed} cycles ({timeline.missed * domain.cadence_minutes} minutes)"
-        yield ("bad", missed + why) if timeline.missed > 1 else ("warn", f"the newest forecast is overdue{why}")
+        said = missed if timeline.missed > 1 else "the newest forecast is overdue"
+        yield "bad" if timeline.missed > 1 else "warn", f"{said}: {timeline.why_missed}"
     if feed.fault_at is not None:
         yield "warn", f"the source cannot be polled: {feed.fault}"
     elif feed.polled_at is not None and now - feed.polled_at > FAULT_LASTS:

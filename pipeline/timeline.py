@@ -71,7 +71,8 @@ class Timeline:
         newest: the newest issued forecast, of whatever day; None if there is none.
         missed: instants after the newest forecast whose forecast should be out: their deadline is over, or they were
             skipped.
-        why_missed: reason of the newest of those that has one.
+        why_missed: reason of the newest of those that has one; else what is known of the frames.
+        newest_frame: of whatever day; None if there is none.
         counts: instants by state.
         gaps: runs of skipped and unaccounted instants.
         fallbacks: why a fallback served in the last day, times left out, and how often.
@@ -83,6 +84,7 @@ class Timeline:
     newest: Cycle | None
     missed: int
     why_missed: str
+    newest_frame: datetime | None
     counts: dict[str, int]
     gaps: tuple[Gap, ...]
     fallbacks: dict[str, int]
@@ -108,7 +110,10 @@ def read_timeline(catalog: Catalog, domain: Domain, now: datetime) -> Timeline:
     newest_cycle = (
         _cycle(domain, tables.from_seconds(newest[0]["reference_time"]), newest[0], since, now) if newest else None
     )
-    missed, why = _missed(domain, cycles, newest_cycle, since, now)
+    f = tables.frames.c
+    seconds = catalog.read(sa.select(sa.func.max(f.valid_time).label("time")).where(f.domain == domain.name))[0]["time"]
+    frame = None if seconds is None else tables.from_seconds(seconds)
+    missed, why = _missed(domain, cycles, newest_cycle, frame, since, now)
     issued_by = [cycle.state for cycle in reversed(cycles) if cycle.state in ("model", "fallback")]
     return Timeline(
         since=since,
@@ -116,6 +121,7 @@ def read_timeline(catalog: Catalog, domain: Domain, now: datetime) -> Timeline:
         newest=newest_cycle,
         missed=missed,
         why_missed=why,
+        newest_frame=frame,
         counts=dict(Counter(cycle.state for cycle in cycles)),
         gaps=tuple(_gaps(cycles)),
         fallbacks=dict(Counter(f"{c.method}: {_plain(c.reason)}" for c in cycles if c.state == "fallback")),
@@ -146,19 +152,30 @@ def _cycle(domain: Domain, time: datetime, row: Row | None, since: datetime | No
 
 
 def _missed(
-    domain: Domain, cycles: tuple[Cycle, ...], newest: Cycle | None, since: datetime | None, now: datetime
+    domain: Domain,
+    cycles: tuple[Cycle, ...],
+    newest: Cycle | None,
+    frame: datetime | None,
+    since: datetime | None,
+    now: datetime,
 ) -> tuple[int, str]:
-    """Instants after the newest forecast, from the beginning of live operation, that a user misses by now."""
+    """Instants after the newest forecast, from the beginning of live operation, that a user misses by now; and why."""
     if since is None:
         return 0, ""
-    after = max(since - domain.cadence, newest.reference_time if newest else since - domain.cadence)
+    before = since - domain.cadence
+    after = max(before, newest.reference_time) if newest else before
     due = now - timedelta(seconds=domain.lateness.deadline_s) - MAKING
-    later = [cycle for cycle in cycles if cycle.reference_time > after]
     # what was given up is missed at once; older than the last day are counted, not read
-    skipped = [cycle.reference_time for cycle in later if cycle.state == "skipped"]
-    last = max([due, *skipped])
-    reasons = [cycle.reason for cycle in later if cycle.state == "skipped"]
-    return max(0, (last - after) // domain.cadence), reasons[-1] if reasons else ""
+    skipped = [cycle for cycle in cycles if cycle.reference_time > after and cycle.state == "skipped"]
+    last = max([due, *(cycle.reference_time for cycle in skipped)])
+    missed = max(0, (last - after) // domain.cadence)
+    if not missed:
+        return 0, ""
+    if skipped:
+        return missed, skipped[-1].reason
+    if frame is None or frame <= after:
+        return missed, f"no frame has come since {frame:%H:%M} UTC" if frame else "no frame has ever come"
+    return missed, f"the frame of {frame:%H:%M} UTC is there: the live process is behind, or down"
 
 
 def _gaps(cycles: tuple[Cycle, ...]) -> Iterator[Gap]:

@@ -168,6 +168,14 @@ def test_what_was_given_up_is_missed_at_once_with_its_reason(live, catalog):
     assert (found.missed, found.why_missed) == (1, "the places lie outside")
 
 
+def test_frames_without_forecasts_point_to_the_live_process(live, catalog):
+    live.good_day(until=3)
+    live.frame(0, "alfa")
+    assert read_timeline(catalog, DOMAIN, NOW).why_missed.startswith(
+        "the frame of 12:00 UTC is there: the live process"
+    )
+
+
 def test_radars_are_on_time_late_or_silent_and_a_slow_one_may_be_slow(live, catalog, settings):
     with live.at_once():
         for n in range(100):
@@ -193,7 +201,9 @@ def test_status_says_what_is_wrong_the_worst_first(live, catalog, store, setting
     live.good_day("alfa", until=3)
     live.feed(fault="https://user:hush@feed/x: refused", polled=NOW - timedelta(minutes=30))
     found = read_status(settings, store, catalog, NOW)
-    assert found.level == "bad" and found.headline == "small: no forecast for 3 cycles (30 minutes)"
+    assert found.level == "bad" and found.headline == (
+        "small: no forecast for 3 cycles (30 minutes): no frame has come since 11:30 UTC"
+    )
     assert found.domains[0].problems[1].startswith("the source cannot be polled: ") and "hush" not in str(found)
     assert (found.domains[0].forecast_age_minutes, found.domains[0].frame_age_minutes) == (36, 36)
 
