@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # a radar that was not heard for so long is no longer expected; a message as old is of no use to anybody
 FORGOTTEN = timedelta(days=7)
+# of writing transactions; no domain has such a name
+SCOPE = "alerts/"
 
 Event = Literal["raised", "ended"]
 EVENTS: tuple[Event, ...] = ("raised", "ended")
@@ -164,7 +166,7 @@ def _record(catalog: Catalog, lease: Lease, findings: list[Finding], now: dateti
     """Bring the table of alerts up to the findings; what was raised and ended."""
     told: list[Told] = []
     found = {(one.domain, one.kind, one.subject): one for one in findings}
-    with catalog.write() as connection:
+    with catalog.write(SCOPE) as connection:
         lease.check(connection)
         query = sa.select(tables.alerts).where(tables.alerts.c.ended_at == 0)
         stands = {
@@ -229,5 +231,5 @@ def _untold(catalog: Catalog) -> list[Row]:
 
 
 def _mark(catalog: Catalog, row: Row, told: str) -> None:
-    with catalog.write() as connection:
+    with catalog.write(SCOPE) as connection:
         catalog.upsert(connection, tables.alerts, [{**row, "told": told}])

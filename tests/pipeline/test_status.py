@@ -1,5 +1,6 @@
 """What an operator sees: ages, gaps, radars and latencies from the rows of the catalog, and nothing is written."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -313,3 +314,18 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(live, catalog, store, se
     assert text.count('<rect class="') == 144 + 2  # every cycle, and two in the key
     assert "//" not in text.replace("  // a page", "") and "11:30, 1 cycle: &lt;img" in text
     assert json.dumps(times.seconds(NOW)) in text
+
+
+def test_status_and_alerts_are_the_same_on_postgresql(store, settings, postgres_url):
+    other = Catalog(postgres_url)
+    found = []
+    for catalog in (Catalog(settings.catalog), other):
+        live = Live(catalog)
+        live.good_day("alfa", "brav", until=3)
+        live.skipped(2)
+        told = alerts.check(settings, store, catalog, NOW)
+        reading = Catalog(catalog.url, reading=True)
+        found.append((told, dataclasses.replace(read_status(settings, store, reading, NOW), disk=None)))
+        reading.close()
+        catalog.close()
+    assert found[0] == found[1] and found[0][1].level == "bad" and len(found[0][0]) == 2
