@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import cli_info, console
+from flows import cli_info, cli_status, console
 from flows.cli_options import (
     AsJson,
     Changes,
@@ -37,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(cli_info.status)
+app.command()(cli_status.status)
 app.add_typer(cli_info.networks_app, name="networks")
 app.add_typer(cli_info.models_app, name="models")
 app.add_typer(cli_info.catalog_app, name="catalog")
