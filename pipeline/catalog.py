@@ -49,7 +49,9 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        "state": sa.String(20),  # framed, partial, duplicate, off_axis, quarantined, future or unreadable
+        # framed, partial, duplicate, off_axis, future, unreadable; quarantined until somebody has looked at it, then
+        # reviewed, or dropped if its bytes are gone (pipeline.quarantine)
+        "state": sa.String(20),
         "reason": sa.Text,
         "radar": sa.String(40),
         "slot": sa.BigInteger,  # instant of the frame that a polar volume belongs to; 0 for others

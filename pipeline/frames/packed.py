@@ -86,8 +86,9 @@ class DayObjects:
         sync(self.objects.delete_dir(f"frames/c/{slot}"))
 
     def remove_all(self) -> None:
-        """Remove the day, frames before the descriptions of what they are."""
-        for folder in ("frames/c", ARRAY, ""):
+        """Remove the day; a kill leaves a day that can still be read and written."""
+        self.pack({})
+        for folder in ("frames/c", "frames", ARRAY, ""):  # frames before the descriptions of what they are
             sync(self.objects.delete_dir(folder))
 
     def _get(self, key: str, part: ByteRequest | None = None) -> bytes | None:
