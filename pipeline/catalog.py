@@ -270,6 +270,12 @@ def from_seconds(value: float) -> datetime:
     return datetime.fromtimestamp(value, UTC)
 
 
+def leases_held(connection: sa.Connection) -> list[Row]:
+    """Leases that somebody holds now."""
+    rows = connection.execute(sa.select(leases).where(leases.c.expires_at > _database_now(connection))).mappings()
+    return [dict(row) for row in rows if not _ended_here(row["owner"])]
+
+
 def schema_version(engine: sa.Engine) -> str | None:
     """Version of the catalog's schema; None if it has no tables yet."""
     with engine.connect().execution_options(reading=True) as connection:
@@ -320,10 +326,15 @@ def set_aside_damaged(url: str) -> list[Path]:
         raise StoreUnavailable(f"the catalog {database} cannot be used: {err}") from err
     except sqlite3.DatabaseError as err:
         log.warning("the catalog %s is damaged: %s", database, err)
-    mark = f".damaged-{uuid.uuid4().hex[:8]}"
+    return keep_aside(database, "damaged")
+
+
+def keep_aside(database: str, why: str) -> list[Path]:
+    """Rename an SQLite file with its write-ahead log; returns the new names."""
+    mark = f".{why}-{uuid.uuid4().hex[:8]}"
     # the log first: one left behind would be played into a new database
     parts = [Path(database + end) for end in ("-wal", "-shm", "") if Path(database + end).is_file()]
-    return [part.rename(part.with_name(part.name + mark)) for part in parts]
+    return [part.rename(database + mark + part.name.removeprefix(Path(database).name)) for part in parts]
 
 
 def _other_schema(url: str, found: str) -> StoreUnavailable:

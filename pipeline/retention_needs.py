@@ -18,8 +18,10 @@ ALWAYS = (times.EPOCH, times.EPOCH.replace(year=times.YEARS.stop - 1))
 
 
 def settled(row: Row, domain: Domain, now: datetime) -> bool:
-    """Whether nothing more is to come of a forecast: all of it is verified; or what is missing has a recorded reason,
-    and its last lead time, and its making, lie a week back. What was never verified is never settled.
+    """Whether nothing more is to come of a forecast.
+
+    All of it is verified; or what is missing has a recorded reason, and its last lead time and its making lie a week
+    back. What was never verified is never settled.
     """
     if row["verified"] == "fully":
         return True

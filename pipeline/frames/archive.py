@@ -255,6 +255,12 @@ class Archive:
             log.warning("%s: %s; its frames are read from the source again when they are asked for", day.date(), err)
         return [day + slot * self.domain.cadence for slot in sorted(slots)]
 
+    def written_at(self, time: datetime) -> float:
+        """When the frame of an instant was written, seconds since 1970; 0 if its day is compacted, or there is none."""
+        day, slot = self._slot(time)
+        found = self.store.listed(self._path(day) / "frames" / "c" / str(slot))
+        return max((file.written_at for file in found), default=0.0)
+
     def objects(self, day: datetime) -> packed.DayObjects:
         """The objects of a day."""
         return packed.DayObjects(_DurableFolder(self.store, self._path(day)), timedelta(days=1) // self.domain.cadence)
