@@ -89,11 +89,19 @@ def _replace(url: str, target: Path, temporary: Path) -> list[Path]:
     except StoreUnavailable as err:
         log.warning("the catalog that is replaced cannot be used: %s", err)
         return tables.keep_aside(str(target), "replaced")
-    with closing(catalog), catalog.write() as connection:  # nobody writes, and nobody takes a lease
-        if held := tables.leases_held(connection):
-            names = ", ".join(f"{row['name']} by {row['owner']}" for row in held[:5])
-            raise StoreUnavailable(f"the catalog {target} is in use ({names}); stop that first")
-        return tables.keep_aside(str(target), "replaced")
+    with closing(catalog), catalog.write() as connection:
+        held = tables.leases_held(connection)
+    if held:
+        names = ", ".join(f"{row['name']} by {row['owner']}" for row in held[:5])
+        raise StoreUnavailable(f"the catalog {target} is in use ({names}); stop that first")
+    try:
+        with closing(sqlite3.connect(target, timeout=1.0, isolation_level=None)) as alone:
+            # succeeds only if nobody else has it open, who would go on writing to the one that is kept aside
+            alone.execute("PRAGMA journal_mode=DELETE")
+            alone.execute("BEGIN EXCLUSIVE")
+            return tables.keep_aside(str(target), "replaced")
+    except sqlite3.OperationalError as err:
+        raise StoreUnavailable(f"another process has the catalog {target} open ({err}); stop that first") from err
 
 
 def _checked(file: Path) -> dict[str, int]:

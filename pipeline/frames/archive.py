@@ -176,13 +176,13 @@ class Archive:
             of their own.
         """
         day, slot = self._slot(time)
-        path = self._path(day) / "frames" / "c" / str(slot)
+        path = self._path(day) / "frames" / "c" / str(slot) / "0" / "0" / "0"
         target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
         objects = self.objects(day)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if objects.has_single(slot):
-                path.rename(target)
+                path.rename(target)  # at once, so that a reader finds the frame or nothing
         except FileNotFoundError:
             return [time]  # another process was first
         except OSError as err:
