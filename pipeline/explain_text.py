@@ -31,8 +31,9 @@ def lines(found: Explanation, domain: Domain) -> Iterator[str]:
     if found.frames:
         yield ""
         yield f"input frames ({sum(f.role == 'measured' for f in found.frames)} of {len(found.frames)} measured)"
+    issued = max((cycle.issue_time for cycle in found.cycles if cycle.state == "published"), default="")
     for frame in found.frames:
-        yield from _frame(frame)
+        yield from _frame(frame, issued)
     if found.feed:
         yield ""
         yield f"feed: live since {found.feed['since']}, last good look {found.feed['polled_at'] or 'never'}"
@@ -143,14 +144,15 @@ def _cycle(cycle: CycleFacts) -> Iterator[str]:
     yield f"  made with {a.get('software_version', 'unknown')}, inputs digest {a.get('inputs_digest', '')[:12]}"
 
 
-def _frame(frame: FrameFacts) -> Iterator[str]:
+def _frame(frame: FrameFacts, issued: str) -> Iterator[str]:
     role = frame.role if frame.role == "measured" else frame.role.upper()
     if not frame.sha256:
         yield f"  {frame.time} {role}: {frame.stored}"
     else:
         parts = [f"coverage {frame.coverage:.3f}", f"echo {frame.echo:.3f}", f"removed {frame.removed:.3f}"]
         parts += [f"offset {frame.offset_s:+.0f} s"] if frame.offset_s else []
-        parts += [f"arrived {frame.arrived_at or 'unknown'}", f"framed {frame.framed_at or 'unknown'}"]
+        again = " AGAIN, after the forecast" if issued and frame.framed_at > issued else ""
+        parts += [f"arrived {frame.arrived_at or 'unknown'}", f"framed{again} {frame.framed_at or 'unknown'}"]
         yield f"  {frame.time} {role}: {frame.stored}, {frame.sha256[:12]}, {', '.join(parts)}"
     for volume in frame.volumes:
         yield "    <- " + _volume(volume)
