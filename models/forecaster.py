@@ -94,6 +94,11 @@ class Forecaster:
         if isinstance(method, torch.nn.Module):
             method.to(self.device).eval()
 
+    @property
+    def samples_at_once(self) -> int:
+        """Most samples that a pass takes; a longer batch only means that its first forecasts wait for the last."""
+        return self._most
+
     def predict(self, frames: NDArray[np.uint8], observed: NDArray[np.bool_], leads: int) -> Forecast:
         """Forecast a batch.
 

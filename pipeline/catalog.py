@@ -1,6 +1,7 @@
 """What exists and in what state: volumes, frames, cycles, score files, leases. SQL through SQLAlchemy Core.
 
-SQLite is embedded, for one machine. Times are whole seconds since 1970 (instants of the axis) or floats (wall clock).
+SQLite is embedded, for one machine; PostgreSQL serves several (``pipeline.database``). Times are whole seconds since
+1970 (instants of the axis) or floats (wall clock).
 """
 
 import logging
@@ -10,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.errors import LeaseLost, StoreUnavailable
+from pipeline import database
+from pipeline.errors import BadInput, LeaseLost, StoreUnavailable
 from pipeline.settings import hide_secrets
 from pipeline.storage import process_lives
 
@@ -28,7 +30,10 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "0003"
 LEASE_S = 30.0
-BUSY_S = 10.0
+# between two looks at a lease that another process holds
+LOOK_S = 0.2
+# an upgrade may move large tables, and others wait for it
+UPGRADE_S = 600.0
 # a volume in one of these states is looked at again by a later ingest
 RETRIED = ("future", "unreadable")
 
@@ -141,7 +146,7 @@ class Catalog:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _engine(url)
+        self.engine = database.engine(url)
         with self._reachable():
             self._check_schema()
 
@@ -150,9 +155,15 @@ class Catalog:
         self.engine.dispose()
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """One writing transaction; on SQLite it takes the write lock at once (BEGIN IMMEDIATE)."""
+    def write(self, scope: str = "") -> Iterator[sa.Connection]:
+        """One writing transaction, which others of the same scope wait for; what it reads nobody changes meanwhile.
+
+        The scope is the name of the domain whose rows, and whose files beside them, are read and written; leases have
+        ``lease/NAME``. Without a scope every other writer waits: only for what concerns several domains. SQLite has one
+        writer whatever the scope (BEGIN IMMEDIATE), PostgreSQL one for each.
+        """
         with self._reachable(), self.engine.begin() as connection:
+            database.exclude(connection, scope)
             yield connection
 
     def read(self, query: Any) -> list[Row]:
@@ -161,10 +172,16 @@ class Catalog:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def upsert(self, connection: sa.Connection, table: sa.Table, rows: Iterable[Row]) -> None:
-        """Insert rows, or replace the values of those whose key exists."""
-        rows = list(rows)
+        """Insert rows, or replace the values of those whose key exists.
+
+        Raises:
+            BadInput: a text is longer than its column.
+        """
+        rows = [{k: writable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
         if not rows:
             return
+        if reason := next(filter(None, (misfit(table, row) for row in rows)), ""):
+            raise BadInput(reason)
         insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
         keys = [c.name for c in table.primary_key]
         values = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
@@ -172,42 +189,48 @@ class Catalog:
 
     @contextmanager
     def lease(self, name: str, patience_s: float = 0.0) -> Iterator["Lease | None"]:
-        """Hold the lease ``name`` while the block runs; None if another process keeps it for ``patience_s``.
-
-        A thread renews it, so a long block keeps it and a killed process loses it after ``LEASE_S``.
-        """
-        lease = Lease(self, name)
+        """Hold the lease ``name`` while the block runs; None if another process keeps it for ``patience_s``."""
         latest = time.monotonic() + patience_s
-        while not lease.acquire():
-            if time.monotonic() >= latest:
-                yield None
-                return
-            time.sleep(0.5)
+        while True:
+            with self.leases([name]) as held:
+                if held or time.monotonic() >= latest:
+                    yield held.get(name)
+                    return
+            time.sleep(LOOK_S)
+
+    @contextmanager
+    def leases(self, names: Sequence[str]) -> Iterator[dict[str, "Lease"]]:
+        """Hold those of the leases that are free, by name, while the block runs.
+
+        A thread renews them, so a long block keeps them and a killed process loses them after ``LEASE_S``.
+        """
+        held = _acquire(self, [Lease(self, name) for name in names])
         stop = threading.Event()
 
         def renew() -> None:
             while not stop.wait(LEASE_S / 6):
                 try:
-                    if not lease.renew():
-                        return
+                    _renew(self, held)
                 except StoreUnavailable as err:
-                    log.warning("the lease %s could not be renewed, trying again: %s", name, err)
+                    log.warning("the lease %s could not be renewed, trying again: %s", held[0].name, err)
 
-        keeper = threading.Thread(target=renew, name=f"lease {name}", daemon=True)
-        keeper.start()
+        keeper = threading.Thread(target=renew, name="leases", daemon=True)
+        if held:
+            keeper.start()
         try:
-            yield lease
+            yield {lease.name: lease for lease in held}
         finally:
-            stop.set()
-            keeper.join()
-            lease.release()
+            if held:
+                stop.set()
+                keeper.join()
+                _release(self, held)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, SQLAlchemyError) as err:
-            cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
+        except SQLAlchemyError as err:
+            cause = database.cause(err)
             if type(getattr(err, "orig", None)) is sqlite3.DatabaseError:  # what SQLite raises for a damaged file
                 cause += "; `nowcast catalog rebuild` keeps it aside and makes a new one from the stores"
             raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} cannot be used: {cause}") from err
@@ -227,42 +250,93 @@ class Lease:
         self.catalog = catalog
         self.name = name
         self.token = uuid.uuid4().hex
+        self.lost = False
         self.owner = f"{_machine()}:{os.getpid()}"
 
     def acquire(self) -> bool:
         """Take the lease if it is free, expired, or held by a process of this machine that has ended."""
-        with self.catalog.write() as connection:
-            now = _database_now(connection)
-            held = connection.execute(sa.select(leases).where(leases.c.name == self.name)).mappings().first()
-            if held is not None and held["expires_at"] > now and not _ended_here(held["owner"]):
-                return False
-            row = {"name": self.name, "owner": self.owner, "token": self.token, "expires_at": now + LEASE_S}
-            self.catalog.upsert(connection, leases, [row])
-        return True
+        return bool(_acquire(self.catalog, [self]))
 
     def renew(self) -> bool:
         """Move the expiry; False if the lease was lost."""
-        with self.catalog.write() as connection:
-            expiry = _database_now(connection) + LEASE_S
-            changed = connection.execute(sa.update(leases).where(self._mine()).values(expires_at=expiry))
-        return changed.rowcount == 1
+        _renew(self.catalog, [self])
+        return not self.lost
 
     def check(self, connection: sa.Connection) -> None:
-        """Inside the publishing transaction: the lease is still ours.
+        """Inside the publishing transaction: the lease is still ours, and is not taken before that ends.
 
         Raises:
             LeaseLost: it expired and another process took it.
         """
-        if connection.execute(sa.select(leases.c.name).where(self._mine())).first() is None:
+        if connection.execute(sa.select(leases.c.name).where(self._mine()).with_for_update()).first() is None:
             raise LeaseLost(f"the lease {self.name} was taken over by another process; nothing was recorded")
 
     def release(self) -> None:
         """Give it back; a lease lost meanwhile is left alone."""
-        with self.catalog.write() as connection:
-            connection.execute(sa.delete(leases).where(self._mine()))
+        _release(self.catalog, [self])
 
     def _mine(self) -> sa.ColumnElement[bool]:
         return sa.and_(leases.c.name == self.name, leases.c.token == self.token)
+
+
+@contextmanager
+def _writing_leases(catalog: Catalog, wanted: Sequence[Lease]) -> Iterator[sa.Connection]:
+    """One transaction for several leases, each of which nobody else takes meanwhile."""
+    first, *others = sorted(f"lease/{lease.name}" for lease in wanted)  # in one order, so that two never wait in a ring
+    with catalog.write(first) as connection:
+        for scope in others:
+            database.exclude(connection, scope)
+        yield connection
+
+
+def _acquire(catalog: Catalog, wanted: Sequence[Lease]) -> list[Lease]:
+    """Take those that are free, expired, or held by a process of this machine that has ended."""
+    if not wanted:
+        return []
+    with _writing_leases(catalog, wanted) as connection:
+        now = database.now(connection)
+        query = sa.select(leases).where(leases.c.name.in_([lease.name for lease in wanted]))
+        held = {row["name"] for row in connection.execute(query).mappings()
+                if row["expires_at"] > now and not _ended_here(row["owner"])}  # fmt: skip
+        taken = [lease for lease in wanted if lease.name not in held]
+        expiry = {"expires_at": now + LEASE_S}
+        rows = [{"name": lease.name, "owner": lease.owner, "token": lease.token, **expiry} for lease in taken]
+        catalog.upsert(connection, leases, rows)
+    return taken
+
+
+def _renew(catalog: Catalog, held: Sequence[Lease]) -> None:
+    """Move the expiry of those that are still ours; the others are lost."""
+    with _writing_leases(catalog, held) as connection:
+        expiry = database.now(connection) + LEASE_S
+        for lease in held:
+            mine = sa.update(leases).where(lease._mine()).values(expires_at=expiry)
+            lease.lost = connection.execute(mine).rowcount != 1
+
+
+def _release(catalog: Catalog, held: Sequence[Lease]) -> None:
+    with _writing_leases(catalog, held) as connection:
+        for lease in held:
+            connection.execute(sa.delete(leases).where(lease._mine()))
+
+
+def writable(text: str) -> str:
+    """A text from outside as every database takes it: NUL, and bytes of a name that are no UTF-8, become escapes."""
+    return text.replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def misfit(table: sa.Table, row: Row) -> str:
+    """Which text of a row its column cannot hold, in words; empty if all fit. SQLite would hold it, PostgreSQL not."""
+    for column in table.columns:
+        limit, value = getattr(column.type, "length", None), row.get(column.name)
+        if not isinstance(value, str):
+            continue
+        shown = f"{column.name} {writable(value[:60])!r}"
+        if column.primary_key and value != writable(value):
+            return f"{shown} has characters that a catalog cannot hold"
+        if limit is not None and len(value) > limit:
+            return f"{shown}... has {len(value)} characters, the catalog takes {limit} ({table.name})"
+    return ""
 
 
 def from_seconds(value: float) -> datetime:
@@ -272,7 +346,7 @@ def from_seconds(value: float) -> datetime:
 
 def leases_held(connection: sa.Connection) -> list[Row]:
     """Leases that somebody holds now."""
-    rows = connection.execute(sa.select(leases).where(leases.c.expires_at > _database_now(connection))).mappings()
+    rows = connection.execute(sa.select(leases).where(leases.c.expires_at > database.now(connection))).mappings()
     return [dict(row) for row in rows if not _ended_here(row["owner"])]
 
 
@@ -291,18 +365,19 @@ def upgrade(url: str) -> str:
     from alembic.config import Config
     from alembic.util import CommandError
 
-    engine = _engine(url)
+    engine = database.engine(url, UPGRADE_S)
     try:
         found = schema_version(engine)
-        if found is not None and found > SCHEMA:
+        if found is not None and not _ours_or_older(found):
             raise _other_schema(url, found)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with engine.begin() as connection:  # holds SQLite's write lock, so the others wait and then find the tables
+        with engine.begin() as connection:
+            database.exclude(connection, "")  # the others wait, and then find the tables
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except (SQLAlchemyError, CommandError) as err:
-        cause = (str(getattr(err, "orig", None) or err).splitlines() or [""])[0]
+        cause = database.cause(err) if isinstance(err, SQLAlchemyError) else str(err)
         raise StoreUnavailable(f"the catalog {hide_secrets(url)} cannot be upgraded: {cause}") from err
     finally:
         engine.dispose()
@@ -315,83 +390,49 @@ def set_aside_damaged(url: str) -> list[Path]:
     Returns:
         The new names; none if the catalog is whole, absent or not a file.
     """
-    database = sa.make_url(url).database if url.startswith("sqlite:") else None
-    if not database or not Path(database).is_file():
+    file = sa.make_url(url).database if url.startswith("sqlite:") else None
+    if not file or not Path(file).is_file():
         return []
     try:
-        with closing(sqlite3.connect(database, timeout=BUSY_S)) as connection:
+        with closing(sqlite3.connect(file, timeout=database.BUSY_S)) as connection:
             if connection.execute("PRAGMA quick_check").fetchone() == ("ok",):
                 return []
     except sqlite3.OperationalError as err:  # locked, or no access: not damaged as far as we know
-        raise StoreUnavailable(f"the catalog {database} cannot be used: {err}") from err
+        raise StoreUnavailable(f"the catalog {file} cannot be used: {err}") from err
     except sqlite3.DatabaseError as err:
-        log.warning("the catalog %s is damaged: %s", database, err)
-    return keep_aside(database, "damaged")
+        log.warning("the catalog %s is damaged: %s", file, err)
+    return keep_aside(file, "damaged")
 
 
-def keep_aside(database: str, why: str) -> list[Path]:
+def keep_aside(file: str, why: str) -> list[Path]:
     """Rename an SQLite file with its write-ahead log; returns the new names."""
     mark = f".{why}-{uuid.uuid4().hex[:8]}"
     # the log first: one left behind would be played into a new database
-    parts = [Path(database + end) for end in ("-wal", "-shm", "") if Path(database + end).is_file()]
-    return [part.rename(database + mark + part.name.removeprefix(Path(database).name)) for part in parts]
+    parts = [Path(file + end) for end in ("-wal", "-shm", "") if Path(file + end).is_file()]
+    return [part.rename(file + mark + part.name.removeprefix(Path(file).name)) for part in parts]
+
+
+def _ours_or_older(found: str) -> bool:
+    return found.isdigit() and found <= SCHEMA
 
 
 def _other_schema(url: str, found: str) -> StoreUnavailable:
+    if not found.isdigit():
+        text = f"is the database of another program (its schema is {found}); give the catalog one of its own"
+        return StoreUnavailable(f"the catalog {hide_secrets(url)} {text}")
     advice = (
         "run `nowcast catalog upgrade`" if found < SCHEMA else "it was made by a newer version of nowcast, use that one"
     )
     return StoreUnavailable(f"the catalog {hide_secrets(url)} has schema {found}, this version uses {SCHEMA}; {advice}")
 
 
-def _engine(url: str) -> sa.Engine:
-    try:
-        parsed = sa.make_url(url)
-    except SQLAlchemyError as err:
-        raise StoreUnavailable(f"catalog = {hide_secrets(url)!r} is not a database URL such as sqlite:///file") from err
-    if parsed.get_backend_name() != "sqlite":
-        try:
-            return sa.create_engine(parsed, pool_pre_ping=True)
-        except (ImportError, SQLAlchemyError) as err:
-            raise StoreUnavailable(f"the catalog {hide_secrets(url)} cannot be used: {err}") from err
-    if parsed.database:
-        try:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise StoreUnavailable(f"the folder of the catalog {parsed.database} cannot be made: {err}") from err
-    engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_S})
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, record: Any) -> None:
-        # our own BEGIN below; the driver's would be a deferred one, under which concurrent writers lose updates
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _database_now(connection: sa.Connection) -> float:
-    clock = (
-        "SELECT (julianday('now') - 2440587.5) * 86400.0"
-        if connection.dialect.name == "sqlite"
-        else "SELECT extract(epoch FROM clock_timestamp())"
-    )
-    return float(connection.execute(sa.text(clock)).scalar_one())
-
-
 def _machine() -> str:
-    """Where a process id means something: the host and, since containers may share its name, the id namespace."""
+    """Where a process id means something: the host, its boot (two hosts may share a name) and the id namespace."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
     except OSError:
-        space = ""
-    return f"{socket.gethostname()}/{space}"
+        boot, space = "", ""
+    return f"{socket.gethostname()[:40]}/{boot}/{space}"
 
 
 def _ended_here(owner: str) -> bool:

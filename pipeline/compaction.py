@@ -85,15 +85,15 @@ def _compact_day(archive: Archive, catalog: Catalog, domain: Domain, day: dateti
     if fault := _differing(archive.read, recorded):
         return fault
     archive.prepare_packed(day)
-    with catalog.write():  # frames are written under this lock
+    with catalog.write(domain.name):  # frames are written under this lock
         if _recorded(catalog, domain, day) != recorded:
             return "a frame came in at this moment; the next compaction takes it"
         objects.pack(frames)
     if fault := _differing(archive.read_packed, recorded):
-        with catalog.write():
+        with catalog.write(domain.name):
             objects.pack(before)
         return f"what was written does not read back: {fault}"
-    with catalog.write():
+    with catalog.write(domain.name):
         current = _recorded(catalog, domain, day)
         for slot in objects.singles():
             time = times.seconds(day + slot * domain.cadence)

@@ -16,6 +16,7 @@ from pipeline import logs, nowcast
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.errors import WorkerLost
+from pipeline.issue import Wanted, issue
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
 from pipeline.storage import Store
@@ -99,26 +100,26 @@ def _issue_chunks(
 
 
 class _Worker:
-    """One process that forecasts; the model is loaded at the first cycle, when the grid is known."""
+    """One process that forecasts."""
 
     def __init__(self, settings: Settings, domain: Domain) -> None:
         self.settings, self.domain = settings, domain
         self.store, self.catalog = Store(settings.root), Catalog(settings.catalog)
-        self._methods: nowcast.Methods | None = None
+        self.loader = nowcast.Loader(self.store, settings)
 
     def close(self) -> None:
         """Give the catalog's connections back."""
         self.catalog.close()
 
     def issue(self, reference_times: list[datetime], kind: str, clock: Clock) -> list[Outcome]:
-        """See ``nowcast.issue``."""
-
-        def methods(spacing_m: float) -> nowcast.Methods:
-            if self._methods is None:
-                self._methods = nowcast.load_methods(self.domain, self.store, self.settings, spacing_m)
-            return self._methods
-
-        return nowcast.issue(self.domain, self.store, self.catalog, methods, reference_times, kind, clock)
+        """See ``pipeline.issue``; a failure of one is raised, since it will be the same for all."""
+        wanted = [Wanted(self.domain, time) for time in reference_times]
+        outcomes = []
+        for outcome in issue(self.store, self.catalog, self.loader.methods, wanted, kind, clock):
+            if outcome.error is not None:
+                raise outcome.error
+            outcomes.append(outcome)
+        return outcomes
 
 
 _worker: _Worker | None = None
@@ -127,13 +128,13 @@ _worker: _Worker | None = None
 def _start_worker(settings: Settings, domain: Domain, context: dict[str, str]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent decides
-    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
     logs.configure(settings.log_format)
-    logs._context.set(context)
+    logs.take_context(context)
     _worker = _Worker(settings, domain)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
     parent = parent_process()
     if parent is not None:

@@ -35,3 +35,7 @@ class WorkerLost(NowcastError):
 
 class LeaseLost(NowcastError):
     """Another process holds the lease, so this one must not publish."""
+
+
+class ConditionFailed(NowcastError):
+    """An object was not written: it exists already, or is not the version any more that it was to replace."""

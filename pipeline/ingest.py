@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -87,21 +87,36 @@ def ingest(
         return result
     source = open_source(domain)
     listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
-    refs = [ref for ref in listed if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end]
+    refs = [
+        ref for ref in nameable(job, listed) if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end
+    ]
     known = known_volumes(catalog, domain, start, end, now)
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
-    with store.scratch() as folder:
-        for n, ref in enumerate(fresh):
+    for n, ref in enumerate(fresh):
+        with store.scratch() as folder:
             _ingest_one(job, source, folder, ref)
-            progress(n + 1, len(fresh))
+        progress(n + 1, len(fresh))
     return result
+
+
+def nameable(job: "Job", refs: Iterable[VolumeRef]) -> list[VolumeRef]:
+    """Those that the catalog can hold; it is said which it cannot, and why, and no more is done with them."""
+    good = []
+    for ref in refs:
+        reason = tables.misfit(tables.volumes, {"key": ref.key, "etag": ref.etag, "radar": ref.radar})
+        if reason:
+            log.warning("not taken in: %s", reason)
+            job.result.quarantined.append((tables.writable(ref.key), reason))
+        else:
+            good.append(ref)
+    return good
 
 
 def forget_damaged(archive: Archive, catalog: Catalog, domain: Domain, time: datetime) -> None:
     """Set a damaged frame aside, and have the next ingest read what it was made from again."""
     v, f = tables.volumes.c, tables.frames.c
-    with catalog.write() as connection:
+    with catalog.write(domain.name) as connection:
         lost = [times.seconds(one) for one in archive.set_aside(time)]
         its = sa.and_(f.domain == domain.name, f.valid_time.in_(lost))
         keys = connection.execute(sa.select(f.source_key).where(its)).scalars().all()
@@ -205,8 +220,8 @@ def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainFie
         "inputs": "",
         "framed_at": job.clock.now().timestamp(),
     }
-    # under the catalog's write lock, so that of two files for an instant, taken in at once, one stands with its row
-    with job.catalog.write() as connection:
+    # under the domain's write lock, so that of two files for an instant, taken in at once, one stands with its row
+    with job.catalog.write(job.domain.name) as connection:
         if fault := frame_fault(frame, domain, slot, standing_frame(connection, domain, slot - domain.cadence)):
             raise BadInput(f"{ref.key}: {fault}")
         standing = standing_frame(connection, domain, slot)
@@ -297,7 +312,7 @@ def volume_row(domain: Domain, ref: VolumeRef, now: datetime) -> Row:
 
 def record(job: Job, volume: Row) -> None:
     """Catalog row of a volume that made no frame by itself."""
-    with job.catalog.write() as connection:
+    with job.catalog.write(job.domain.name) as connection:
         job.catalog.upsert(connection, tables.volumes, [volume])
 
 

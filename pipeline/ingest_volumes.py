@@ -15,7 +15,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import WorkerLost
-from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, quarantine, record, volume_row
+from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, nameable, quarantine, record, volume_row
 from pipeline.prepare import Prepared, prepare_all
 from pipeline.source_settings import PolarSource
 from pipeline.sources import open_polar_source
@@ -33,7 +33,7 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     """Decode what is new for the instants in [start, end], and make every frame that it belongs to.
 
     Raises:
-        WorkerLost: a process that decodes was killed; or another process is at work on the domain for too long.
+        WorkerLost: another process is at work on the domain for too long.
     """
     # frames of several radars are made from all of them: two ingests at once would each see only a part
     with job.catalog.lease(f"ingest/{job.domain.name}", LEASE_PATIENCE_S) as lease:
@@ -46,7 +46,7 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
     reach = MOTION_REACH * domain.cadence
-    listed = open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE)
+    listed = nameable(job, open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE))
     first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
     done = known_volumes(job.catalog, domain, first, end, job.now)
     listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]
@@ -62,7 +62,7 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
         if one.ref.key in work.replaced:  # its frame must be made without the file that it was made from
             work.touched.add(work.replaced.pop(one.ref.key))
         if slot is not None:
-            work.slots[one.ref.key] = slot
+            work.place(one.ref.key, slot)
             work.touched |= {slot, *changed_by(work, one.ref, slot)}
         progress(n + 1, len(fresh))
         # volumes of later names may still belong to the newest instants
@@ -98,7 +98,7 @@ def _stale(work: Work, start: datetime, end: datetime) -> set[datetime]:
     stale = {slot for (slot, _), refs in newest.items() if not {(r.key, r.etag) for r in refs} & used.get(slot, set())}
     for slot, own in inputs.items():
         stuck = [work.listed[i["key"]] for i in own if i["aligned"] == NOT_MOVED and i["key"] in work.listed]
-        if any(volumes_before(work, ref, work.slots) for ref in stuck):
+        if any(before.key in work.slots for ref in stuck for before in volumes_before(work, ref)):
             stale.add(slot)
     return {slot for slot in stale if start <= slot <= end}
 
@@ -132,7 +132,8 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
         job.result.quarantined.append((ref.key, one.reason))
         record(job, volume)
     elif one.state == "quarantined":
-        quarantine(job, ref, volume, open_polar_source(job.domain).files(ref), one.reason)
+        with job.store.scratch() as folder:
+            quarantine(job, ref, volume, open_polar_source(job.domain).files(ref, folder), one.reason)
     else:
         if one.state == "partial":
             job.result.partial += 1

@@ -52,15 +52,15 @@ def learn_clutter(
     refs = source.list(start, end)
     maps: dict[str, ClutterMap] = {}
     read: dict[str, int] = {}
-    with TemporaryDirectory(prefix="volume-") as scratch:
-        for n, ref in enumerate(refs):
-            counted = maps.setdefault(ref.radar, ClutterMap())
-            try:
+    for n, ref in enumerate(refs):
+        counted = maps.setdefault(ref.radar, ClutterMap())
+        try:
+            with TemporaryDirectory(prefix="volume-") as scratch:
                 counted.add(source.read(ref, Path(scratch)))
-                read[ref.radar] = read.get(ref.radar, 0) + 1
-            except (BadInput, OSError) as err:
-                log.warning("left out: %s", err)
-            progress(n + 1, len(refs))
+            read[ref.radar] = read.get(ref.radar, 0) + 1
+        except (BadInput, OSError) as err:
+            log.warning("left out: %s", err)
+        progress(n + 1, len(refs))
     learned = []
     for radar, counted in sorted(maps.items()):
         path = ""

@@ -29,6 +29,11 @@ def current_context() -> dict[str, str]:
     return dict(_context.get() or {})
 
 
+def take_context(fields: dict[str, str]) -> None:
+    """Log lines of this process carry the fields that another process handed on."""
+    _context.set(fields)
+
+
 class _Formatter(logging.Formatter):
     def __init__(self, as_json: bool) -> None:
         super().__init__()

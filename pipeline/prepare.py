@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,33 +51,57 @@ class Prepared:
     measured_until: float = 0.0
 
 
-def prepare_all(domain: Domain, refs: list[VolumeRef], now: datetime, maps: Path) -> Iterator[Prepared]:
+def prepare_all(domain: Domain, refs: Sequence[VolumeRef], now: datetime, maps: Path) -> Iterator[Prepared]:
     """In order; in processes where the source says so, since neither HDF5 nor decoding gains from threads.
 
+    What was at work when a process died is tried once more, each alone; what then kills its process again is refused.
+
     Raises:
-        WorkerLost: a process was killed.
+        WorkerLost: processes die before they have anything to do.
     """
     source = domain.source
     assert isinstance(source, PolarSource)
-    if source.processes == 1 or len(refs) < 2:
+    if source.processes == 1:
         for ref in refs:
             yield prepare(domain, ref, now, maps)
         return
-    processes = min(source.processes, len(refs))
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        coming: deque[Future[Prepared]] = deque()
+    waiting = deque(refs)
+    while waiting:
+        suspects: deque[VolumeRef] = deque()
+        yield from _until_one_dies(domain, waiting, now, maps, source.processes, suspects)
+        while suspects:
+            died: deque[VolumeRef] = deque()
+            yield from _until_one_dies(domain, suspects, now, maps, 1, died)
+            for ref in died:
+                killed = "killed the process, alone too: a fault of a library, or no memory"
+                yield Prepared(ref, "quarantined", f"{ref.key}: decoding its {ref.size} bytes {killed}")
+
+
+def _until_one_dies(
+    domain: Domain, waiting: deque[VolumeRef], now: datetime, maps: Path, processes: int, suspects: deque[VolumeRef]
+) -> Iterator[Prepared]:
+    """Prepare what waits, in order. When a process dies, what was at work goes to ``suspects``; the rest waits on."""
+    # no more ahead than keeps the processes busy: a finished volume takes tens of megabytes
+    at_once = 2 * processes + 1 if processes > 1 else 1
+    coming: deque[tuple[VolumeRef, Future[Prepared]]] = deque()
+    with ProcessPoolExecutor(min(processes, len(waiting)), get_context("spawn")) as pool:
         try:
-            for ref in refs:
-                coming.append(pool.submit(prepare, domain, ref, now, maps))
-                # no more ahead than keeps the processes busy: a finished volume takes tens of megabytes
-                if len(coming) > 2 * processes:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+            pool.submit(int).result()
         except BrokenProcessPool as err:
-            raise WorkerLost(f"a process that decodes volumes of {domain.name} was killed") from err
+            raise WorkerLost(f"processes that should decode volumes of {domain.name} die as they start") from err
+        try:
+            while waiting or coming:
+                while waiting and len(coming) < at_once:
+                    coming.append((waiting[0], pool.submit(prepare, domain, waiting[0], now, maps)))
+                    waiting.popleft()
+                one = coming[0][1].result()
+                coming.popleft()
+                yield one
+        except BrokenProcessPool:
+            suspects.extend(ref for ref, _ in coming)
+            log.warning("a process that decodes volumes of %s was killed", domain.name)
         finally:
-            for future in coming:
+            for _, future in coming:
                 future.cancel()
 
 

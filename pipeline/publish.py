@@ -2,7 +2,7 @@
 
 import json
 import logging
-import time as clock
+import time as stopwatch
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -31,13 +31,14 @@ class Outcome:
     """What became of one cycle.
 
     Attributes:
-        state: published, unchanged (it stood already), skipped (no forecast, with a reason) or held (by another
-            process).
+        state: published, unchanged (it stood already), skipped (no forecast, with a reason), held (by another
+            process) or failed (it could not be done; worth another try).
         method: what made the product.
         reason: why it was skipped, or why it is not the model's.
         path: of the product, below the root.
         warnings: that were raised or ended, in words.
         undelivered: messages that no webhook took, and why.
+        error: what made it fail.
     """
 
     reference_time: datetime
@@ -49,6 +50,26 @@ class Outcome:
     stages: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     undelivered: tuple[str, ...] = ()
+    domain: str = ""
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """As what a forecast is published.
+
+    Attributes:
+        kind: issued or hindcast.
+        revision: 1 is the first, which stands; later ones are reissues.
+        cause: why the cycle was started when it was.
+        stages: seconds that went before, by stage.
+    """
+
+    kind: str
+    revision: int
+    clock: times.Clock
+    cause: str
+    stages: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -66,9 +87,7 @@ def publish(
     lease: Lease,
     sequence: InputSequence,
     made: Made,
-    kind: str,
-    now: datetime,
-    stages: dict[str, float],
+    publication: Publication,
     places: Sequence[Place] = (),
     quality: Mapping[str, str] | None = None,
 ) -> Outcome:
@@ -76,10 +95,10 @@ def publish(
 
     The forecasts of ``places`` are files beside the product; ``quality`` is what it says of its verified skill.
     """
-    started = clock.perf_counter()
-    time = sequence.reference_time
-    identity = product.Identity(time, kind, 1, now)
-    path = store.product(domain.name, kind, time, identity.revision)
+    started = stopwatch.perf_counter()
+    time, now = sequence.reference_time, publication.clock.now()
+    identity = product.Identity(time, publication.kind, publication.revision, now)
+    path = store.product(domain.name, identity.kind, time, identity.revision)
     beside = store.baselines(path)
     baselines = product.build_baselines(made.baselines, domain.lead_frames, sequence.pixels.shape[-2:])
     with ExitStack() as held:
@@ -98,9 +117,10 @@ def publish(
                 companions.append((held.enter_context(store.new_file(target)), target))
                 companions[-1][0].write_text(text, encoding="utf-8")
         row = cycle_row(domain, store.relative(path), new_product, new_baselines)
-        stages = {**stages, "write": clock.perf_counter() - started}
-        row |= {"issue_time": now.timestamp(), "stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
-        with catalog.write() as connection:
+        stages = {**publication.stages, "write": stopwatch.perf_counter() - started}
+        row |= {"issue_time": now.timestamp(), "cause": publication.cause}
+        row |= {"stages": json.dumps({k: round(v, 4) for k, v in stages.items()})}
+        with catalog.write(domain.name) as connection:
             lease.check(connection)
             for temporary, target in companions:
                 store.put(temporary, target)
@@ -150,10 +170,16 @@ def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row
 
 
 def adopt(
-    domain: Domain, store: Store, catalog: Catalog, lease: Lease, sequence: InputSequence, kind: str
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    lease: Lease,
+    sequence: InputSequence,
+    kind: str,
+    revision: int,
 ) -> Outcome | None:
     """Record a whole product that a killed process left without a row."""
-    path = store.product(domain.name, kind, sequence.reference_time, 1)
+    path = store.product(domain.name, kind, sequence.reference_time, revision)
     if not path.is_file():
         return None
     try:
@@ -174,6 +200,7 @@ def skip(
     kind: str,
     now: datetime,
     reason: str,
+    cause: str = "",
 ) -> Outcome:
     """A missing forecast is a recorded fact with a reason; a later run may still make it."""
     row: Row = {column.name: "" for column in tables.cycles.columns}
@@ -186,6 +213,7 @@ def skip(
         "reason": reason,
         "correlation": None,
         "issue_time": now.timestamp(),
+        "cause": cause,
     }
     standing = recorded(catalog, domain, kind, time)
     if standing is None or standing["reason"] != reason:
@@ -193,23 +221,23 @@ def skip(
         try:
             _commit(catalog, lease, row)
         except LeaseLost as err:
-            return Outcome(time, "held", reason=str(err))
-    return Outcome(time, "skipped", reason=reason)
+            return Outcome(time, "held", reason=str(err), domain=domain.name)
+    return Outcome(time, "skipped", reason=reason, domain=domain.name)
 
 
 def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
-    with catalog.write() as connection:
+    with catalog.write(row["domain"]) as connection:
         lease.check(connection)
         catalog.upsert(connection, tables.cycles, [row])
 
 
 def point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
-    """Move the hint to an issued product forward, never backward; the catalog's write lock keeps two apart."""
+    """Move the hint to an issued product forward, never backward; the domain's write lock keeps two apart."""
     if row["kind"] != "issued":
         return
     path = store.latest(domain.name)
     time = tables.from_seconds(row["reference_time"])
-    with catalog.write():
+    with catalog.write(domain.name):
         try:
             if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
                 return
@@ -249,4 +277,5 @@ def outcome(row: Row, state: str) -> Outcome:
         path=row["path"],
         content_digest=row["content_digest"],
         stages=json.loads(row["stages"] or "{}"),
+        domain=row["domain"],
     )

@@ -129,7 +129,7 @@ def review(
         store.append_journal(now, entry | {"reason": item.reason, "files": list(item.files)})
         v = tables.volumes.c
         its = sa.and_(v.domain == item.domain, v.key == item.key, v.etag == item.etag, v.state.in_(IN_QUARANTINE))
-        with catalog.write() as connection:
+        with catalog.write(item.domain) as connection:
             connection.execute(sa.update(tables.volumes).where(its).values(state=STATES[action]))
         if action == "drop":
             for name in item.files:

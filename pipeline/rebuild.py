@@ -78,7 +78,7 @@ def rebuild(
         result.scores += len(rows[tables.scores])
         result.skipped += len(skipped)
         result.quarantined += sum(row["state"] in IN_QUARANTINE for row in volumes)
-        with catalog.write() as connection:
+        with catalog.write(domain.name) as connection:
             for table, found in rows.items():
                 connection.execute(sa.delete(table).where(table.c.domain == domain.name))
                 catalog.upsert(connection, table, found)

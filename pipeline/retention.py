@@ -182,7 +182,7 @@ def _products(work: _Work) -> None:
                 work.go("products", name, files)
                 c = tables.cycles.c
                 here = (c.domain == domain.name, c.kind == kind, c.reference_time == times.seconds(time))
-                with work.catalog.write() as connection:
+                with work.catalog.write(work.domain.name) as connection:
                     lease.check(connection)
                     connection.execute(sa.delete(tables.cycles).where(*here, c.state == "published"))
                 # the product before its companions: with them it would be adopted as whole
@@ -220,7 +220,7 @@ def _scores(work: _Work) -> None:
                 work.stay("scores", name, BUSY)
                 continue
             work.go("scores", name, [file])
-            with work.catalog.write() as connection:
+            with work.catalog.write(work.domain.name) as connection:
                 lease.check(connection)
                 connection.execute(sa.delete(s).where(s.c.path == name))
             store.remove(file.path)
@@ -238,7 +238,7 @@ def _frames(work: _Work) -> None:
             continue
         inside = f.valid_time.between(times.seconds(day), times.seconds(day + timedelta(days=1)) - 1)
         its = sa.and_(f.domain == domain.name, inside)
-        with work.catalog.write() as connection:  # frames are written under this lock
+        with work.catalog.write(work.domain.name) as connection:  # frames are written under this lock
             held = {times.seconds(time) for time in archive.times_of(day)}
             known = set(connection.execute(sa.select(f.valid_time).where(its)).scalars())
             reason = next((f"training data of {model}" for a, b, model in work.training if _meets(day, a, b)), "")
@@ -253,7 +253,7 @@ def _frames(work: _Work) -> None:
                 continue
             connection.execute(sa.delete(tables.frames).where(its))
             connection.execute(sa.delete(tables.volumes).where(_made(domain, day)))
-        with work.catalog.write() as connection:  # some may have been written anew since
+        with work.catalog.write(work.domain.name) as connection:  # some may have been written anew since
             known = set(connection.execute(sa.select(f.valid_time).where(its)).scalars())
             objects = archive.objects(day)
             if not known:
@@ -287,7 +287,7 @@ def _quarantine(work: _Work) -> None:
         if not work.result.dry_run:
             v = tables.volumes.c
             its = (v.domain == item.domain, v.key == item.key, v.etag == item.etag, v.state == "reviewed")
-            with work.catalog.write() as connection:
+            with work.catalog.write(work.domain.name) as connection:
                 connection.execute(sa.update(tables.volumes).where(*its).values(state="dropped"))
             for file in files:
                 work.store.remove(file.path)
@@ -308,7 +308,7 @@ def _rows(work: _Work) -> None:
         if count:
             work.go("catalog", name, [], count)
         if count and not work.result.dry_run:
-            with work.catalog.write() as connection:
+            with work.catalog.write(work.domain.name) as connection:
                 connection.execute(sa.delete(table).where(old))
     for reason, its in (
         ("nobody has looked at what it quarantined, or its bytes are kept", held),

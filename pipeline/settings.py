@@ -153,7 +153,7 @@ def load(
             source = domain.get("source")
             if isinstance(source, dict) and isinstance(source.get("uri"), str):
                 uri = _expand(source["uri"], f"domains.{name}.source.uri", environment)
-                source["uri"] = str((base / uri).resolve())
+                source["uri"] = uri if "://" in uri else str((base / uri).resolve())
             if isinstance(domain.get("areas"), str) and domain["areas"]:
                 domain["areas"] = str((base / _expand(domain["areas"], f"domains.{name}.areas", environment)).resolve())
             if isinstance(domain.get("warnings"), list):
@@ -218,7 +218,7 @@ def flat(settings: Settings) -> list[tuple[str, str, str]]:
 
 def hide_secrets(text: str) -> str:
     """Replace the password of a URL, before the host or in its query, by ***."""
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):\S+@", r"\1:***@", text)
     return re.sub(r"([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
@@ -294,7 +294,7 @@ def _explain(err: ValidationError, values: Mapping[str, _Value]) -> str:
         branches = {"native_grid", "projected_grid", "gridded", "synthetic", "volumes", "synthetic_radars"}
         key = ".".join(str(part) for part in item["loc"] if part not in branches)
         origin = _origin_of(key, values)
-        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {item['input']!r}"
+        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" = {hide_secrets(repr(item['input']))}"
         what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         if isinstance(item["input"], dict):
             given = ""

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.errors import SettingsError
+
 ReaderName = Literal["bom_rainfields", "knmi_hdf5", "mch_gif", "fmi_pgm", "odim_comp", "mrms_grib2"]
 
 
@@ -14,13 +16,92 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class GriddedSource(Frozen):
-    """A folder of composites that a ``reader`` understands, whose names carry the time."""
+class S3Access(Frozen):
+    """How an S3 bucket is reached. Keys come from the environment or the files of AWS, never from these settings.
+
+    Attributes:
+        endpoint_url: of a server other than Amazon's.
+        anonymous: requests are not signed, as public buckets allow.
+        profile: of the AWS files; empty is the environment, then their default.
+        timeout_s: to connect, and between two pieces of an answer.
+        retries: after the first try, of what may pass: cut connections, stalls, 5xx, "slow down".
+    """
+
+    endpoint_url: str = ""
+    region: str = "us-east-1"
+    anonymous: bool = False
+    profile: str = ""
+    timeout_s: float = Field(10.0, gt=0, le=300)
+    retries: int = Field(4, ge=0, le=20)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
+            raise ValueError("expected http(s)://host[:port], without a user, password or query")
+        return url
+
+
+class FilesSource(Frozen):
+    """Where received files lie.
+
+    Attributes:
+        uri: a folder, or ``s3://bucket/prefix``.
+        s3: how the bucket is reached.
+        layout: of a bucket, how the keys below the prefix begin, with times as in strftime (%Y %m %d %j %H %y),
+            ``{radar}``, and ``{number}`` for folders 1 to 999 that are used over and over. Only what a time window
+            needs is listed; without a layout everything is.
+        max_file_mb: nothing larger is read.
+    """
+
+    uri: str
+    s3: S3Access | None = None
+    layout: str = ""
+    max_file_mb: float = Field(512.0, gt=0)
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the files are objects of a bucket."""
+        return self.uri.startswith("s3://")
+
+    @field_validator("uri")
+    @classmethod
+    def _is_a_place(cls, uri: str) -> str:
+        from pipeline.objects import split_uri
+
+        if "://" in uri:
+            try:
+                split_uri(uri)
+            except SettingsError as err:
+                raise ValueError(str(err)) from err
+        return uri
+
+    @field_validator("layout")
+    @classmethod
+    def _has_known_parts(cls, layout: str) -> str:
+        plain = re.sub(r"%[YmdjHy]|\{radar\}|\{number\}/$", "", layout)
+        if "%" in plain or "{" in plain or "}" in plain or ".." in plain or layout.startswith("/"):
+            raise ValueError("it may have %Y %m %d %j %H %y, {radar}, and {number}/ at its end")
+        return layout
+
+    @model_validator(mode="after")
+    def _fits_the_place(self) -> Self:
+        if not self.in_bucket and (self.s3 is not None or self.layout):
+            raise ValueError(f"s3 and layout are for a uri s3://bucket/prefix, found {self.uri}")
+        return self
+
+
+class GriddedSource(FilesSource):
+    """Composites that a ``reader`` understands, whose names carry the time."""
 
     kind: Literal["gridded"]
     reader: ReaderName
-    uri: str
-    max_file_mb: float = Field(512.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_no_radars(self) -> Self:
+        if "{" in self.layout:
+            raise ValueError("layout: composites have times only")
+        return self
 
 
 class SyntheticSource(Frozen):
@@ -62,7 +143,8 @@ class _Gridded(Frozen):
         blocked: by radar, sectors behind obstacles; their gates are not measured, so that the next beam is taken.
         max_range_km: gates further away are not used.
         mosaic: how radars are combined.
-        processes: that decode and grid at the same time.
+        processes: that decode and grid at the same time; with more than one, a volume that kills its decoder (want of
+            memory, a fault of a library) costs nothing but itself.
     """
 
     max_range_km: float = Field(240.0, ge=10, le=500)
@@ -71,12 +153,15 @@ class _Gridded(Frozen):
     processes: int = Field(1, ge=1, le=256)
 
 
-class VolumesSource(_Gridded):
-    """A folder of polar volumes of one or many radars, in any format that xradar reads.
+class VolumesSource(_Gridded, FilesSource):
+    """Polar volumes of one or many radars, in any format that xradar reads.
 
     Attributes:
-        pattern: regular expression of the whole file name. Its groups: ``time`` (read with ``time_format``; without it
-            the header of ODIM files is read), ``radar`` (default: all files are of one radar), ``chunk`` (to join).
+        pattern: regular expression of the whole file name; one with a slash, of all that stands below the layout. Its
+            groups: ``time`` (read with ``time_format``; without it the header of ODIM files is read), ``radar``
+            (default: that of the layout, else all files are of one radar), ``chunk`` (to join), ``end`` (only the last
+            chunk has it; once the others are there nothing more is waited for).
+        radars: others are left alone; empty takes all. One alone is the name of a radar that nothing else names.
         join: ``none``: a file is a volume (or ``scans_per_file`` of them, ``scan_minutes`` apart). ``cycle``: files of
             a radar within ``cycle_minutes`` are one volume. ``chunks``: files of one time, in the order of their
             ``chunk``, are the pieces of one file.
@@ -85,7 +170,6 @@ class VolumesSource(_Gridded):
     """
 
     kind: Literal["volumes"]
-    uri: str
     pattern: str
     time_format: str = "%Y%m%d%H%M%S"
     join: Literal["none", "cycle", "chunks"] = "none"
@@ -94,7 +178,7 @@ class VolumesSource(_Gridded):
     scan_minutes: int = Field(5, ge=1, le=30)
     reliable_times: bool = True
     sites: dict[str, RadarSite] = {}
-    max_file_mb: float = Field(512.0, gt=0)
+    radars: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")], ...] = ()
 
     @field_validator("pattern")
     @classmethod
@@ -103,8 +187,8 @@ class VolumesSource(_Gridded):
             groups = re.compile(pattern).groupindex
         except re.error as err:
             raise ValueError(f"not a regular expression: {err}") from err
-        if unknown := set(groups) - {"time", "radar", "chunk"}:
-            raise ValueError(f"unknown groups {', '.join(sorted(unknown))}; it may have time, radar and chunk")
+        if unknown := set(groups) - {"time", "radar", "chunk", "end"}:
+            raise ValueError(f"unknown groups {', '.join(sorted(unknown))}; it may have time, radar, chunk and end")
         return pattern
 
     @model_validator(mode="after")
@@ -112,6 +196,12 @@ class VolumesSource(_Gridded):
         groups = re.compile(self.pattern).groupindex
         if (self.join == "chunks") != ("chunk" in groups):
             raise ValueError("join = 'chunks' and a group 'chunk' in the pattern belong together")
+        if "end" in groups and self.join != "chunks":
+            raise ValueError("a group 'end' in the pattern is for join = 'chunks'")
+        if self.in_bucket and "time" not in groups:
+            raise ValueError("objects of a bucket need a group 'time' in the pattern; no header is read for it")
+        if "{radar}" in self.layout and not self.radars:
+            raise ValueError("a layout with {radar} needs radars = [...]")
         if self.join != "none" and ("time" not in groups or self.scans_per_file > 1):
             raise ValueError("join needs a group 'time' in the pattern, and scans_per_file = 1")
         return self

@@ -28,6 +28,15 @@ class Clock:
         return self.start + timedelta(seconds=time.monotonic() - self.begun)
 
 
+@dataclass(frozen=True)
+class SystemClock(Clock):
+    """The wall clock itself, for a process that runs for days: it follows when the machine's clock is set right."""
+
+    def now(self) -> datetime:
+        """What the machine's clock shows."""
+        return datetime.now(UTC)
+
+
 def parse_time(text: str) -> datetime:
     """Read ISO 8601; a time without an offset is UTC.
 

@@ -6,8 +6,8 @@ left the source, or came again as less, the more complete frame stands.
 
 import json
 import logging
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -48,8 +48,8 @@ class Work:
 
     Attributes:
         source: the domain's.
-        listed: every volume in the folder, by key.
-        slots: instant of each volume that gives something.
+        listed: every volume in the source, by key.
+        slots: instant of each of these that gives something; ``place`` adds one.
         replaced: instant of the frame that an earlier file of the same key went into.
         prepared: recent volumes, gridded.
         touched: instants whose frame is to be made.
@@ -62,6 +62,31 @@ class Work:
     replaced: dict[str, datetime]
     prepared: dict[str, Prepared] = field(default_factory=dict)
     touched: set[datetime] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._keys: dict[datetime, set[str]] = defaultdict(set)
+        for key, slot in self.slots.items():
+            self._keys[slot].add(key)
+        self._of_radar: dict[str, list[VolumeRef]] = defaultdict(list)
+        for ref in sorted(self.listed.values(), key=lambda ref: ref.nominal_time):
+            self._of_radar[ref.radar].append(ref)
+
+    def place(self, key: str, slot: datetime) -> None:
+        """Note the instant that a volume belongs to."""
+        if key in self.slots:
+            self._keys[self.slots[key]].discard(key)
+        self.slots[key] = slot
+        self._keys[slot].add(key)
+
+    def keys(self, slot: datetime) -> list[str]:
+        """Of the volumes that belong to an instant, in order."""
+        return sorted(self._keys.get(slot, ()))
+
+    def between(self, radar: str, after: datetime, before: datetime) -> list[VolumeRef]:
+        """Volumes of a radar with a nominal time in [after, before], in order of time."""
+        refs = self._of_radar.get(radar, [])
+        first = bisect_left(refs, after, key=lambda ref: ref.nominal_time)
+        return refs[first : bisect_right(refs, before, key=lambda ref: ref.nominal_time)]
 
     def forget(self, before: datetime) -> None:
         """Drop gridded volumes that no later frame needs."""
@@ -131,7 +156,7 @@ def frame_instant(work: Work, slot: datetime) -> None:
         "inputs": json.dumps(inputs),
         "framed_at": job.clock.now().timestamp(),
     }
-    with job.catalog.write() as connection:
+    with job.catalog.write(job.domain.name) as connection:
         fault = frame_fault(made, domain, slot, standing_frame(connection, domain, slot - domain.cadence))
         if fault:
             job.result.quarantined.append((times.iso(slot), fault))
@@ -171,7 +196,7 @@ def _own(work: Work, slot: datetime) -> dict[str, tuple[str, GriddedVolume]]:
 def _keys(work: Work, slot: datetime) -> dict[str, list[str]]:
     """For each radar the keys of the volumes that belong to the instant."""
     found: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(key for key, time in work.slots.items() if time == slot and key in work.listed):
+    for key in work.keys(slot):
         found[work.listed[key].radar].append(key)
     return found
 
@@ -183,7 +208,7 @@ def _newest(work: Work, slot: datetime) -> dict[str, tuple[str, GriddedVolume]]:
     def rank(key: str, gridded: GriddedVolume) -> tuple[datetime, bool, datetime]:
         return work.listed[key].nominal_time, not gridded.defects, gridded.time
 
-    for key in sorted(key for key, time in work.slots.items() if time == slot):
+    for key in work.keys(slot):
         gridded = work.gridded(key)
         if gridded is not None and (gridded.radar not in found or rank(key, gridded) > rank(*found[gridded.radar])):
             found[gridded.radar] = key, gridded
@@ -205,7 +230,7 @@ def _moved_away(work: Work, slot: datetime, one: dict[str, Any]) -> bool:
 def _remove_moved(work: Work, slot: datetime) -> None:
     """Take away a frame all of whose volumes now belong to other instants."""
     job = work.job
-    with job.catalog.write() as connection:
+    with job.catalog.write(job.domain.name) as connection:
         standing = standing_frame(connection, job.domain, slot)
         inputs = own_inputs(standing)
         if inputs and all(_moved_away(work, slot, one) for one in inputs):
@@ -268,26 +293,20 @@ def changed_by(work: Work, ref: VolumeRef, slot: datetime) -> set[datetime]:
     neighbours = {slot + cadence} if there and ref.radar not in there else set()
     if len(_keys(work, slot)[ref.radar]) > 1:
         neighbours.add(slot - cadence)  # the earlier of the two may show it
-    return neighbours | {
-        slot
-        for key, slot in work.slots.items()
-        if key in work.listed
-        and work.listed[key].radar == ref.radar
-        and ref.nominal_time < work.listed[key].nominal_time <= latest
-    }
+    later = (one for one in work.between(ref.radar, ref.nominal_time, latest) if one.nominal_time > ref.nominal_time)
+    return neighbours | {work.slots[one.key] for one in later if one.key in work.slots}
 
 
-def volumes_before(work: Work, this: VolumeRef, keys: Iterable[str]) -> list[VolumeRef]:
-    """Of ``keys`` the radar's volumes before, the newest first, that are near enough to tell the motion."""
+def volumes_before(work: Work, this: VolumeRef) -> list[VolumeRef]:
+    """The radar's volumes before, the newest first, that are near enough to tell the motion."""
     earliest = this.nominal_time - MOTION_REACH * work.job.domain.cadence
-    others = [work.listed[key] for key in keys if key in work.listed and work.listed[key].radar == this.radar]
-    near = [ref for ref in others if earliest <= ref.nominal_time < this.nominal_time]
-    return sorted(near, key=lambda ref: ref.nominal_time, reverse=True)
+    near = work.between(this.radar, earliest, this.nominal_time)
+    return [ref for ref in reversed(near) if ref.nominal_time < this.nominal_time]
 
 
 def _volume_before(work: Work, key: str, gridded: GriddedVolume) -> GriddedVolume | None:
     """The radar's volume before this one, if it is near enough to tell the motion."""
-    for ref in volumes_before(work, work.listed[key], work.listed):
+    for ref in volumes_before(work, work.listed[key]):
         before = work.gridded(ref.key)
         if before is not None and before.time < gridded.time and before.window == gridded.window:
             return before

@@ -91,15 +91,21 @@ class _DurableFolder(LocalStore):
 
 
 class Archive:
-    """Frames of one domain."""
+    """Frames of one domain.
 
-    def __init__(self, store: Store, domain: Domain) -> None:
+    Args:
+        remember: frames that were read, for a batch of cycles that share most of them; not for longer, since a frame
+            may be replaced.
+    """
+
+    def __init__(self, store: Store, domain: Domain, remember: bool = False) -> None:
         self.store = store
         self.folder = store.archive(domain.name)
         self.domain = domain
         self._about = self.folder / "about.json"
         self._source: FrameSource | None = None
         self._opened: dict[tuple[datetime, str], Any] = {}
+        self._remembered: dict[datetime, Frame | None] | None = {} if remember else None
 
     def write(self, time: datetime, frame: Frame, source: FrameSource) -> str:
         """Write or replace the frame of an instant of the axis; durable on return.
@@ -134,15 +140,22 @@ class Archive:
             DamagedFrame: its object cannot be decoded.
             SettingsError: the archive was made with other settings.
         """
+        if self._remembered is None:
+            return self._read(time)
+        if time not in self._remembered:
+            self._remembered[time] = self._read(time)
+        return self._remembered[time]
+
+    def _read(self, time: datetime) -> Frame | None:
         day, slot = self._slot(time)
         self.source()
         try:
-            return self._read(day, slot)
+            return self._read_once(day, slot)
         except DamagedFrame:
             # a packed day may have been replaced between the reads of its index and of the frame
-            return self._read(day, slot)
+            return self._read_once(day, slot)
 
-    def _read(self, day: datetime, slot: int) -> Frame | None:
+    def _read_once(self, day: datetime, slot: int) -> Frame | None:
         objects = self.objects(day)
         try:
             planes = np.asarray(self._open(day, "frames")[slot]) if objects.has_single(slot) else None

@@ -5,21 +5,21 @@ from typing import Any
 
 from pipeline.domain import Domain
 from pipeline.sources.contract import PolarFeed, RainField, Source, VolumeRef
-from pipeline.sources.gridded import GriddedFolder
+from pipeline.sources.gridded import GriddedFiles
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.sources.synthetic_radars import RadarNetwork
-from pipeline.sources.volumes import VolumeFolder
+from pipeline.sources.volumes import VolumeFiles
 
 __all__ = ["PolarFeed", "RainField", "Source", "VolumeRef", "open_polar_source", "open_source"]
 
 SOURCES: dict[str, Callable[[Any, Domain], Source]] = {
-    "gridded": lambda config, domain: GriddedFolder(config),
+    "gridded": lambda config, domain: GriddedFiles(config),
     "synthetic": lambda config, domain: SyntheticRain(config, domain),
 }
 
 
 POLAR_SOURCES: dict[str, Callable[[Any, Domain], PolarFeed]] = {
-    "volumes": lambda config, domain: VolumeFolder(config),
+    "volumes": lambda config, domain: VolumeFiles(config),
     "synthetic_radars": lambda config, domain: RadarNetwork(config, domain),
 }
 

@@ -1,10 +1,10 @@
 """What a source is: it lists what was received, fetches one item and decodes it into a field."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,50 @@ from pipeline.grids import Grid
 from pipeline.radar.volume import Volume
 
 Quantity = Literal["rain_rate", "reflectivity"]
+
+
+class FileInfo(NamedTuple):
+    """A file as its listing shows it.
+
+    Attributes:
+        key: unique within the source.
+        below: the part of the key below the folder that was listed; names and patterns are compared with it.
+        radar: as the folder says; empty if it says nothing.
+        size: bytes.
+        stamp: changes when the bytes change.
+        arrived_at: when it became available.
+    """
+
+    key: str
+    below: str
+    radar: str
+    size: int
+    stamp: str
+    arrived_at: datetime
+
+
+class Files(Protocol):
+    """Where the files of a source lie; ``place`` names it to people."""
+
+    place: str
+
+    def list(self, start: datetime, end: datetime) -> Iterator[FileInfo]:
+        """Files that may belong to [start, end]; others may be among them.
+
+        Raises:
+            StoreUnavailable: the place cannot be read.
+        """
+        ...
+
+    def fetch(self, keys: Sequence[str], stamps: Sequence[str], folder: Path, max_bytes: int) -> Sequence[Path]:
+        """Local files with the bytes of ``keys``: the originals, or copies in the empty ``folder``.
+
+        Raises:
+            BadInput: one has more than ``max_bytes``.
+            OSError: one is gone, was replaced since it was listed, or could not be read whole; worth another try.
+            StoreUnavailable: the place cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +70,8 @@ class VolumeRef:
         etag: changes when the bytes change.
         arrived_at: when the item became available here.
         radar: name of the radar that measured it; empty for a composite.
-        members: keys of the files that make it up, in order; empty if it is the one file ``key``.
+        members: keys of the files that make it up, in order; empty if it is made and not received.
+        stamps: of the members, as they were listed.
         part: which of several scans in one file, from 0.
         open_until: pieces of it may still come before this time; None if it comes whole.
         lacks: what it has less than others of its kind; empty if nothing.
@@ -39,6 +84,7 @@ class VolumeRef:
     arrived_at: datetime
     radar: str = ""
     members: tuple[str, ...] = ()
+    stamps: tuple[str, ...] = ()
     part: int = 0
     open_until: datetime | None = None
     lacks: str = ""
@@ -84,11 +130,12 @@ class PolarFeed(Protocol):
         Raises:
             BadInput: nothing of it can be used.
             OSError: it could not be read; worth another try.
+            StoreUnavailable: the place cannot be read.
         """
         ...
 
-    def files(self, ref: VolumeRef) -> Sequence[Path]:
-        """Files of a volume that the quarantine should keep."""
+    def files(self, ref: VolumeRef, scratch: Path) -> Sequence[Path]:
+        """Files of a volume that the quarantine should keep, or copies in ``scratch``; not what cannot be had."""
         ...
 
 
@@ -109,6 +156,7 @@ class Source(Protocol):
         Raises:
             BadInput: the item is larger than allowed.
             OSError: it could not be read; worth another try.
+            StoreUnavailable: the place cannot be read.
         """
         ...
 

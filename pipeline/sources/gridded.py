@@ -1,24 +1,24 @@
-"""A folder of gridded composites whose file names carry the time."""
+"""Gridded composites whose file names carry the time, in a folder or a bucket."""
 
 import hashlib
 import logging
-import os
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-from pipeline.errors import BadInput, StoreUnavailable
+from pipeline.errors import BadInput
 from pipeline.source_settings import GriddedSource
 from pipeline.sources.contract import RainField, VolumeRef
+from pipeline.sources.files import open_files
 from pipeline.sources.readers import READERS
 
 log = logging.getLogger(__name__)
 
 
-class GriddedFolder:
-    """Implements ``pipeline.sources.contract.Source`` for a local folder (not its subfolders)."""
+class GriddedFiles:
+    """Implements ``pipeline.sources.contract.Source``."""
 
     def __init__(self, config: GriddedSource) -> None:
-        self.folder = Path(config.uri)
+        self.files = open_files(config)
         self.name = config.reader
         self.reader = READERS[config.reader]
         self.max_bytes = int(config.max_file_mb * 2**20)
@@ -26,37 +26,29 @@ class GriddedFolder:
     def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
         """Files of the reader's naming with a time in [start, end]; others are not ours and are left alone."""
         refs, ours, others = [], 0, []
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    time = self.reader.time_of(entry.name)
-                    if time is None:
-                        others.append(entry.name)
-                    else:
-                        ours += 1
-                    if time is None or not start <= time <= end or not entry.is_file():
-                        continue
-                    try:
-                        stat = entry.stat()
-                    except FileNotFoundError:
-                        continue  # moved away since the folder was listed
-                    arrived = datetime.fromtimestamp(stat.st_mtime, UTC)
-                    etag = hashlib.sha256(f"{stat.st_size}-{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-                    refs.append(VolumeRef(entry.name, time, stat.st_size, etag, arrived))
-        except OSError as err:
-            raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
+        for file in self.files.list(start, end):
+            name = file.below.rpartition("/")[2]
+            time = self.reader.time_of(name)
+            if time is None:
+                others.append(name)
+                continue
+            ours += 1
+            if start <= time <= end:
+                etag = hashlib.sha256(file.stamp.encode()).hexdigest()[:16]
+                stamps = (file.stamp,)
+                refs.append(VolumeRef(file.key, time, file.size, etag, file.arrived_at, stamps=stamps))
         if others and not ours:
             log.warning(
                 "none of the %d names in %s is one of the reader %s (%s), for example %s",
-                len(others), self.folder, self.name, self.reader.pattern.pattern, min(others),
+                len(others), self.files.place, self.name, self.reader.pattern.pattern, min(others),
             )  # fmt: skip
         return sorted(refs, key=lambda ref: (ref.nominal_time, ref.key))
 
     def fetch(self, ref: VolumeRef, folder: Path) -> Path:
-        """The file itself; nothing is copied."""
+        """The file itself, or a copy of the object."""
         if ref.size > self.max_bytes:
             raise BadInput(f"{ref.key}: {ref.size} bytes, more than the {self.max_bytes} allowed (max_file_mb)")
-        return self.folder / ref.key
+        return self.files.fetch([ref.key], ref.stamps, folder, self.max_bytes)[0]
 
     def decode(self, path: Path) -> RainField:
         """See the reader."""

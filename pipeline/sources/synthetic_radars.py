@@ -74,7 +74,7 @@ class RadarNetwork:
         self.write(path, ref.radar, ref.nominal_time)
         return read_volume(path, ref.radar, ref.nominal_time)
 
-    def files(self, ref: VolumeRef) -> "tuple[Path, ...]":
+    def files(self, ref: VolumeRef, scratch: Path) -> "tuple[Path, ...]":
         """None: what is made again needs no keeping."""
         return ()
 

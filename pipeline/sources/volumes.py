@@ -1,8 +1,7 @@
-"""A folder of polar volumes: which files make up a volume, and when and by which radar it was measured."""
+"""Received polar volumes: which files make up a volume, and when and by which radar it was measured."""
 
 import hashlib
 import logging
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import times
 from pipeline.errors import BadInput, StoreUnavailable
@@ -18,7 +17,8 @@ from pipeline.radar.decode import DecodeOptions, of_one_scan, read_volume
 from pipeline.radar.formats import header_time, whole_records
 from pipeline.radar.volume import Site, Volume
 from pipeline.source_settings import VolumesSource
-from pipeline.sources.contract import VolumeRef
+from pipeline.sources.contract import FileInfo, VolumeRef
+from pipeline.sources.files import open_files
 
 log = logging.getLogger(__name__)
 
@@ -27,53 +27,70 @@ PIECES_FOLLOW_WITHIN, LONGEST_VOLUME = timedelta(seconds=60), timedelta(minutes=
 # of a radar, as the catalog keeps it
 LONGEST_NAME = 40
 
-# chunk, name, what the file system says
-_File = tuple[str, str, os.stat_result]
+# how many files a cycle has is learnt from those of this time around the window
+USUAL_WITHIN = timedelta(hours=1)
 
 
-class VolumeFolder:
+class _File(NamedTuple):
+    chunk: str
+    is_end: bool
+    info: FileInfo
+
+
+class VolumeFiles:
     """Lists volumes like any source; what it fetches is decoded to a ``Volume`` instead of a field."""
 
     def __init__(self, config: VolumesSource) -> None:
         self.config = config
-        self.folder = Path(config.uri)
+        self.where = open_files(config)
         self.pattern = re.compile(config.pattern)
         self.max_bytes = int(config.max_file_mb * 2**20)
+        # files of a name outside the window may be of volumes inside it
+        self.margin = {
+            "none": config.scans_per_file * timedelta(minutes=config.scan_minutes),
+            "chunks": timedelta(0),
+            "cycle": USUAL_WITHIN,
+        }[config.join]
 
     def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
         """Volumes with a nominal time in [start, end], ordered by time, then key; other names are left alone."""
-        groups: dict[tuple[str, datetime], Any] = defaultdict(list)
-        seen = 0
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    seen += 1
-                    match = self.pattern.fullmatch(entry.name)
-                    if match is None or not entry.is_file():
-                        continue
-                    found = match.groupdict()
-                    try:
-                        stat = entry.stat()
-                    except FileNotFoundError:
-                        continue  # moved away since the folder was listed
-                    try:
-                        time = self._time(found.get("time"), entry, stat)
-                        if len(found.get("radar") or "") > LONGEST_NAME:
-                            raise BadInput(f"{entry.name}: the name of its radar is longer than {LONGEST_NAME}")
-                    except BadInput as err:
-                        log.warning("left alone: %s", err)
-                        continue
-                    if self.config.join == "cycle":
-                        time = times.EPOCH + (time - times.EPOCH) // self._cycle * self._cycle
-                    name = found.get("radar") or "radar"
-                    alone = "" if self.config.join != "none" else entry.name
-                    groups[f"{name}/{alone}", time].append((found.get("chunk") or "", entry.name, stat))
-        except OSError as err:
-            raise StoreUnavailable(f"cannot read the source folder {self.folder}: {err.strerror}") from err
-        if seen and not groups:
-            log.warning("none of the %d names in %s is of the form %s", seen, self.folder, self.config.pattern)
+        groups: dict[tuple[str, str, datetime], Any] = defaultdict(list)
+        seen = ours = 0
+        strangers: Counter[str] = Counter()
+        first, last = start - self.margin, end + self.margin
+        alone_here = self.config.radars[0] if len(self.config.radars) == 1 else "radar"
+        for file in self.where.list(first, last):
+            seen += 1
+            name = file.below if "/" in self.config.pattern else file.below.rpartition("/")[2]
+            match = self.pattern.fullmatch(name)
+            if match is None:
+                continue
+            ours += 1
+            found = match.groupdict()
+            radar = found.get("radar") or file.radar or alone_here
+            try:
+                time = self._time(found.get("time"), file)
+                if not first <= time <= last:
+                    continue
+                if len(radar) > LONGEST_NAME:
+                    raise BadInput(f"{file.key}: the name of its radar is longer than {LONGEST_NAME}")
+            except BadInput as err:
+                log.warning("left alone: %s", err)
+                continue
+            if self.config.radars and radar not in self.config.radars:
+                strangers[radar] += 1
+                continue
+            if self.config.join == "cycle":
+                time = times.EPOCH + (time - times.EPOCH) // self._cycle * self._cycle
+            alone = "" if self.config.join != "none" else file.key
+            groups[radar, alone, time].append(_File(found.get("chunk") or "", found.get("end") is not None, file))
+        if seen and not ours:
+            log.warning("none of the %d names in %s is of the form %s", seen, self.where.place, self.config.pattern)
+        if strangers:
+            who = ", ".join(sorted(strangers)[:10])
+            log.warning("left alone: %d files of radars that are not in radars: %s", strangers.total(), who)
         refs: Sequence[VolumeRef] = [
-            ref for (name, time), files in groups.items() for ref in self._refs(name.split("/")[0], time, files)
+            ref for (radar, _, time), files in groups.items() for ref in self._refs(radar, time, files)
         ]
         if self.config.join == "cycle":
             refs = _with_what_lacks(refs)
@@ -83,49 +100,59 @@ class VolumeFolder:
     def _cycle(self) -> timedelta:
         return timedelta(minutes=self.config.cycle_minutes)
 
-    def _time(self, text: str | None, entry: "os.DirEntry[str]", stat: os.stat_result) -> datetime:
+    def _time(self, text: str | None, file: FileInfo) -> datetime:
         """From the name, else from the header, else that of the file's arrival.
 
         Raises:
             BadInput: the name has another form.
         """
         if text is None:
-            found = _header_time(entry.path, stat.st_size, stat.st_mtime_ns)
+            found = _header_time(str(Path(self.config.uri) / file.key), file.stamp)
             # without one it is refused when it is read, so that it does not pass unnoticed
-            return datetime.fromtimestamp(stat.st_mtime, UTC) if isinstance(found, str) else found
-        try:
-            found_time = datetime.strptime(text, self.config.time_format).replace(tzinfo=UTC)
-            if found_time.year not in times.YEARS:
-                raise ValueError(f"the year is {found_time.year}")
-            return found_time
-        except ValueError as err:
-            raise BadInput(f"{entry.name}: its time {text!r} is not of the form {self.config.time_format}") from err
+            return file.arrived_at if isinstance(found, str) else found
+        time = _parsed(text, self.config.time_format)
+        if time is None:
+            raise BadInput(f"{file.key}: its time {text!r} is not of the form {self.config.time_format}")
+        return time
 
     def _refs(self, radar: str, time: datetime, files: Sequence[_File]) -> Sequence[VolumeRef]:
-        files = sorted(files, key=lambda f: (_in_order(f[0]), f[1]))
-        members = tuple(name for _, name, _ in files)
-        stamp = " ".join(f"{name}-{stat.st_size}-{stat.st_mtime_ns}" for _, name, stat in files)
+        files = sorted(files, key=lambda f: (_in_order(f.chunk), f.info.key))
+        members = tuple(file.info.key for file in files)
+        stamps = tuple(file.info.stamp for file in files)
+        stamp = " ".join(f"{name}-{stamp}" for name, stamp in zip(members, stamps, strict=True))
         etag = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-        size = sum(stat.st_size for _, _, stat in files)
-        arrived = datetime.fromtimestamp(max(stat.st_mtime for _, _, stat in files), UTC)
+        size = sum(file.info.size for file in files)
+        arrived = max(file.info.arrived_at for file in files)
         if len(members) == 1 and self.config.join == "none":
             parts = range(self.config.scans_per_file)
             step = timedelta(minutes=self.config.scan_minutes)
             keys = [members[0] + (f"#{n}" if len(parts) > 1 else "") for n in parts]
             return [
-                VolumeRef(key, time + n * step, size, etag, arrived, radar, members, n)
+                VolumeRef(key, time + n * step, size, etag, arrived, radar, members, stamps, n)
                 for n, key in zip(parts, keys, strict=True)
             ]
         if self.config.join == "cycle":
-            open_until = time + self._cycle
+            open_until: datetime | None = time + self._cycle
+        elif _is_whole(files):
+            open_until = None
         else:  # the pieces of a volume follow each other in seconds; an old one is not waited for
             open_until = min(arrived + PIECES_FOLLOW_WITHIN, time + LONGEST_VOLUME)
         key = f"{radar}_{times.compact(time)}"
-        return [VolumeRef(key, time, size, etag, arrived, radar, members, open_until=open_until)]
+        return [VolumeRef(key, time, size, etag, arrived, radar, members, stamps, open_until=open_until)]
 
-    def files(self, ref: VolumeRef) -> Sequence[Path]:
-        """Files of a volume that the quarantine should keep."""
-        return [] if ref.size > self.max_bytes else [self.folder / name for name in ref.members]
+    def files(self, ref: VolumeRef, scratch: Path) -> Sequence[Path]:
+        """Those of a volume that the quarantine should keep, or copies; not what is too large or has left."""
+        kept: Sequence[Path] = []
+        if ref.size > self.max_bytes:
+            return kept
+        for n, (member, stamp) in enumerate(zip(ref.members, ref.stamps, strict=True)):
+            folder = scratch / f"member{n}"
+            folder.mkdir()
+            try:
+                kept = [*kept, *self.where.fetch([member], [stamp], folder, self.max_bytes)]
+            except (BadInput, OSError, StoreUnavailable) as err:
+                log.warning("not kept: %s: %s", member, err)
+        return kept
 
     def read(self, ref: VolumeRef, scratch: Path) -> Volume:
         """Decode a volume.
@@ -133,6 +160,7 @@ class VolumeFolder:
         Raises:
             BadInput: nothing of it can be used.
             OSError: a file could not be read; worth another try.
+            StoreUnavailable: the place cannot be read.
         """
         if ref.size > self.max_bytes:
             raise BadInput(f"{ref.key}: {ref.size} bytes, more than the {self.max_bytes} allowed (max_file_mb)")
@@ -143,7 +171,7 @@ class VolumeFolder:
             part=(ref.part, self.config.scans_per_file),
             max_bytes=self.max_bytes,
         )
-        paths = self.files(ref)
+        paths = self.where.fetch(ref.members, ref.stamps, scratch, self.max_bytes)
         if self.config.join == "chunks":
             joined = scratch / hashlib.sha256(ref.key.encode()).hexdigest()
             with joined.open("wb") as target:
@@ -171,8 +199,24 @@ def _with_what_lacks(cycles: Sequence[VolumeRef]) -> Sequence[VolumeRef]:
     return found
 
 
+def _is_whole(files: Sequence[_File]) -> bool:
+    """The last chunk says that it is the last, and those before it are there, counted from 1."""
+    last = files[-1]
+    return last.is_end and last.chunk.isdecimal() and int(last.chunk) == len(files)
+
+
+@lru_cache(maxsize=100_000)
+def _parsed(text: str, time_format: str) -> datetime | None:
+    """The time in a name, read once while a process polls; None if it has another form."""
+    try:
+        found = datetime.strptime(text, time_format).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return found if found.year in times.YEARS else None
+
+
 @lru_cache(maxsize=10000)
-def _header_time(path: str, size: int, changed_ns: int) -> datetime | str:
+def _header_time(path: str, stamp: str) -> datetime | str:
     """The time in a file's header, read once as long as the file is the same; or why there is none."""
     try:
         return header_time(Path(path))

@@ -162,7 +162,7 @@ class SumsFiles:
                 elif marked:  # all of it stands; perhaps the catalog had forgotten
                     assert standing is not None
                     row = self._file_row(target, marked[0]["reference_time"], str(standing.attrs["content_digest"]))
-                    with self.catalog.write() as connection:
+                    with self.catalog.write(self.domain.name) as connection:
                         self.catalog.upsert(connection, tables.scores, [row])
                         self.catalog.upsert(connection, tables.cycles, marked)
             except LeaseLost as err:
@@ -234,7 +234,7 @@ class SumsFiles:
         merged = files.merge(standing, files.to_dataset(made, target.methods, self.rules))
         with self.store.new_file(target.path) as temporary:
             row = self._file_row(target, made[0].reference_time, files.write(merged, temporary))
-            with self.catalog.write() as connection:
+            with self.catalog.write(self.domain.name) as connection:
                 lease.check(connection)
                 self.store.put(temporary, target.path)
                 self.catalog.upsert(connection, tables.scores, [row])
@@ -266,16 +266,19 @@ class SumsFiles:
 
     def mark(self, rows: list[Row]) -> None:
         """Record what became of forecasts."""
-        with self.catalog.write() as connection:
+        with self.catalog.write(self.domain.name) as connection:
             self.catalog.upsert(connection, tables.cycles, rows)
 
 
 def published(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:
-    """Rows of the forecasts with a reference time in [start, end]."""
+    """Rows of the forecasts with a reference time in [start, end].
+
+    Of reissued ones the first, which is what its users had; later ones know more, and would flatter.
+    """
     c = tables.cycles.c
     inside = c.reference_time.between(times.seconds(start), times.seconds(end))
-    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", inside)
-    return catalog.read(query.order_by(c.reference_time, c.kind, c.revision))
+    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", c.revision == 1, inside)
+    return catalog.read(query.order_by(c.reference_time, c.kind))
 
 
 def frame_checksums(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> dict[int, str]:

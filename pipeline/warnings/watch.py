@@ -64,7 +64,7 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
         log.warning("no warnings from %s: %s: %s", place_forecasts.name, type(err).__name__, err)
         return Told()
     path = store.warnings(domain.name)
-    with catalog.write():  # its lock keeps two processes apart
+    with catalog.write(domain.name):  # its lock keeps two processes apart
         kept = _read(path)
         state, messages = next_state(kept.state, domain.warnings, amounts, reference_time)
         about = {key: document.get(key, "") for key in ("issue_time", "method", "fallback_reason")}
@@ -124,7 +124,7 @@ def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tupl
             elif host not in silent:
                 done.add(message["id"])
         if done:
-            with catalog.write():
+            with catalog.write(domain.name):
                 kept = _read(path)
                 _write(store, path, _Kept(kept.state, [one for one in kept.pending if one[1]["id"] not in done]))
     return tuple(failures)

@@ -11,6 +11,8 @@ from pipeline import catalog as tables
 from pipeline import nowcast, operations, times
 from pipeline.catalog import Catalog
 from pipeline.frames.archive import Archive
+from pipeline.issue import Wanted
+from pipeline.issue import issue as issue_cycles
 from pipeline.storage import Store
 from tests.conftest import NOW
 
@@ -59,5 +61,6 @@ def remove_frames(settings, *instants):
 def issue(settings, *reference_times, kind="hindcast"):
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
-    load = lambda spacing: nowcast.load_methods(domain, store, settings, spacing)  # noqa: E731
-    return nowcast.issue(domain, store, catalog, load, list(reference_times), kind, times.Clock(NOW))
+    wanted = [Wanted(domain, time) for time in reference_times]
+    outcomes = issue_cycles(store, catalog, nowcast.Loader(store, settings).methods, wanted, kind, times.Clock(NOW))
+    return sorted(outcomes, key=lambda outcome: outcome.reference_time)

@@ -26,6 +26,14 @@ T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 SPAWN = multiprocessing.get_context("spawn")
 
 
+@pytest.fixture
+def either(store, either_url):
+    """The catalog on SQLite, and on PostgreSQL."""
+    catalog = Catalog(either_url)
+    yield catalog
+    catalog.close()
+
+
 def frame(seed: int) -> Frame:
     pixels = np.random.default_rng(seed).integers(0, 255, GRID.shape).astype(np.uint8)
     return Frame(pixels[None], np.where(pixels > 0, ECHO, NO_ECHO).astype(np.uint8))
@@ -115,19 +123,18 @@ def _count_up(url: str, name: str, times: int) -> None:
             catalog.upsert(connection, s, [row])
 
 
-def test_four_processes_that_write_at_once_lose_nothing(catalog):
-    workers = [SPAWN.Process(target=_count_up, args=(catalog.url, f"d{n}", 200)) for n in range(4)]
+def test_four_processes_that_write_at_once_lose_nothing(either):
+    workers = [SPAWN.Process(target=_count_up, args=(either.url, f"d{n}", 200)) for n in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert [w.exitcode for w in workers] == [0] * 4
-    assert catalog.read(sa.select(tables.scores.c.day)) == [{"day": 800}]
+    assert either.read(sa.select(tables.scores.c.day)) == [{"day": 800}]
 
 
-def test_several_processes_make_the_catalog_at_once(tmp_path):
-    url = f"sqlite:///{tmp_path / 'new' / 'catalog.sqlite'}"
-    workers = [SPAWN.Process(target=Catalog, args=(url,)) for _ in range(4)]
+def test_several_processes_make_the_catalog_at_once(either_url):
+    workers = [SPAWN.Process(target=Catalog, args=(either_url,)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -135,22 +142,22 @@ def test_several_processes_make_the_catalog_at_once(tmp_path):
     assert [w.exitcode for w in workers] == [0] * 4
 
 
-def test_a_lease_excludes_until_it_is_given_back(catalog):
-    with catalog.lease("x") as first:
+def test_a_lease_excludes_until_it_is_given_back(either):
+    with either.lease("x") as first:
         assert first is not None
-        with catalog.lease("x") as second:
+        with either.lease("x") as second:
             assert second is None
-        with catalog.lease("y") as other:
+        with either.lease("y") as other:
             assert other is not None
-    with catalog.lease("x") as again:
+    with either.lease("x") as again:
         assert again is not None
 
 
-def test_a_lease_that_was_taken_over_does_not_publish(catalog):
-    with catalog.lease("x") as first:
-        with catalog.write() as connection:  # its holder slept past the expiry, and another process took it
+def test_a_lease_that_was_taken_over_does_not_publish(either):
+    with either.lease("x") as first:
+        with either.write() as connection:  # its holder slept past the expiry, and another process took it
             connection.execute(sa.update(tables.leases).values(token="other", expires_at=1e12))
-        with pytest.raises(LeaseLost), catalog.write() as connection:
+        with pytest.raises(LeaseLost), either.write() as connection:
             first.check(connection)
 
 
@@ -160,38 +167,38 @@ def _hold(url: str, held) -> None:
         time.sleep(60)
 
 
-def test_the_lease_of_a_killed_process_is_free_at_once(catalog):
+def test_the_lease_of_a_killed_process_is_free_at_once(either):
     held = SPAWN.Event()
-    worker = SPAWN.Process(target=_hold, args=(catalog.url, held))
+    worker = SPAWN.Process(target=_hold, args=(either.url, held))
     worker.start()
     assert held.wait(60)
-    with catalog.lease("x") as lease:
+    with either.lease("x") as lease:
         assert lease is None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    with catalog.lease("x") as lease:
+    with either.lease("x") as lease:
         assert lease is not None
 
 
-def test_another_schema_version_names_the_way_out(catalog):
+def test_another_schema_version_names_the_way_out(either):
     for version, said in (("0000", "nowcast catalog upgrade"), ("9999", "newer version")):
-        with catalog.write() as connection:
+        with either.write() as connection:
             connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{version}'"))
         with pytest.raises(StoreUnavailable, match=said):
-            Catalog(catalog.url)
+            Catalog(either.url)
 
 
-def test_upgrade_of_a_newer_schema_is_an_error_and_reading_needs_no_write_lock(catalog):
-    with catalog.write():  # a writer is at work
-        assert Catalog(catalog.url).read(sa.select(tables.frames)) == []
-    with catalog.write() as connection:
+def test_upgrade_of_a_newer_schema_is_an_error_and_reading_needs_no_write_lock(either):
+    with either.write():  # a writer is at work
+        assert Catalog(either.url).read(sa.select(tables.frames)) == []
+    with either.write() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreUnavailable, match="newer version"):
-        upgrade(catalog.url)
+        upgrade(either.url)
 
 
-def test_migrations_make_the_tables_that_the_code_uses(catalog):
-    inspector = sa.inspect(catalog.engine)
+def test_migrations_make_the_tables_that_the_code_uses(either):
+    inspector = sa.inspect(either.engine)
     for table in tables.metadata.sorted_tables:
         found = {c["name"]: c for c in inspector.get_columns(table.name)}
         assert set(found) == {c.name for c in table.columns}

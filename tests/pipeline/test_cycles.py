@@ -18,6 +18,8 @@ from pipeline import catalog as tables
 from pipeline import nowcast, operations, publish, times
 from pipeline.catalog import Catalog, Lease
 from pipeline.errors import LeaseLost
+from pipeline.issue import Wanted
+from pipeline.issue import issue as issue_cycles
 from pipeline.packing import read_digest
 from pipeline.rebuild import rebuild
 from tests.conftest import NOW, PROJECT, settings_for
@@ -167,9 +169,8 @@ def test_the_time_of_issue_is_that_of_publication_and_comes_back_after_a_loss(se
     store, catalog = operations.open_root(settings)
     clock = times.Clock(NOW - timedelta(seconds=30), time.monotonic() - 30)
     domain = settings.domain("small")
-    nowcast.issue(
-        domain, store, catalog, lambda s: nowcast.load_methods(domain, store, settings, s), [T0], "issued", clock
-    )
+    wanted = [Wanted(domain, T0)]
+    list(issue_cycles(store, catalog, nowcast.Loader(store, settings).methods, wanted, "issued", clock))
     (row,) = catalog.read(sa.select(tables.cycles))
     issued = row["issue_time"] - NOW.timestamp()
     assert 0 <= issued < 25

@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path, store, catalog,
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.sources.gridded.GriddedFolder.fetch", fails)
+        patch.setattr("pipeline.sources.gridded.GriddedFiles.fetch", fails)
         result = take_in(domain, store, catalog)
     assert "Input/output error" in result.quarantined[0][1] and result.framed == 0
     assert take_in(domain, store, catalog).framed == 1

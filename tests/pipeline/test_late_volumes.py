@@ -25,7 +25,7 @@ from pipeline.radar.decode import DecodeOptions, read_volume
 from pipeline.radar.formats import MESSAGE_HEADER, plain_file
 from pipeline.sources.synthetic_faults import write_faulty
 from pipeline.sources.synthetic_radars import RadarNetwork, write_volume
-from pipeline.sources.volumes import VolumeFolder
+from pipeline.sources.volumes import VolumeFiles
 from tests.conftest import NOW, settings_for, synthetic_domain
 from tests.pipeline.test_ingest_volumes import (
     GRID,
@@ -323,7 +323,7 @@ def test_of_two_volumes_in_an_instant_the_newer_is_taken_after_an_ended_ingest(t
 def test_a_volume_that_takes_all_the_memory_is_tried_again_and_the_rest_goes_on(tmp_path, store, catalog, monkeypatch):
     domain = feed(tmp_path / "in")
     put(tmp_path / "in", T0)
-    read = VolumeFolder.read
+    read = VolumeFiles.read
 
     def exhausted(self, ref, scratch):
         if ref.radar == "east":
@@ -331,7 +331,7 @@ def test_a_volume_that_takes_all_the_memory_is_tried_again_and_the_rest_goes_on(
         return read(self, ref, scratch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VolumeFolder, "read", exhausted)
+        patch.setattr(VolumeFiles, "read", exhausted)
         result = take_in(domain, store, catalog)
     assert result.framed == 1 and "not enough memory" in result.quarantined[0][1] and set(inputs(catalog)) == {"west"}
     assert take_in(domain, store, catalog).framed == 1 and set(inputs(catalog)) == {"east", "west"}

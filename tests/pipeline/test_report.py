@@ -13,7 +13,9 @@ from pipeline import nowcast, operations
 from pipeline.catalog import Catalog
 from pipeline.errors import NotForecast, SettingsError
 from pipeline.frames.archive import Archive
+from pipeline.issue import Wanted, issue
 from pipeline.storage import Store
+from pipeline.times import Clock
 from pipeline.verification import bootstrap, scores, summary
 from pipeline.verification.period import Verified
 from pipeline.verification.report import last_whole
@@ -396,9 +398,8 @@ def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(setting
     operations.ingest(settings, "small", T0, T0 + 4 * STEP, NOW)
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
-    nowcast.issue(
-        domain, store, catalog, lambda m: nowcast.load_methods(domain, store, settings, m), [T0], "hindcast", NOW
-    )
+    wanted = [Wanted(domain, T0)]
+    list(issue(store, catalog, nowcast.Loader(store, settings).methods, wanted, "hindcast", Clock(NOW)))
     operations.verify(settings, "small", None, None, NOW)
     written, page = page_of(settings, tmp_path)
     assert sum("no pixel where last_frame, optical_flow and the observation" in s for s in written.summary) == 4

@@ -1,0 +1,208 @@
+"""Cycles are claimed, forecast together and published one by one; each stands or falls by itself."""
+
+import json
+import logging
+import time as stopwatch
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import nowcast, publish, times
+from pipeline.catalog import Catalog, Lease, Row
+from pipeline.domain import Domain
+from pipeline.errors import LeaseLost, NotForecast
+from pipeline.frames.archive import Archive
+from pipeline.frames.sequences import InputSequence, read_sequence
+from pipeline.ingest import forget_damaged
+from pipeline.logs import log_context
+from pipeline.publish import Outcome
+from pipeline.storage import Store
+from pipeline.verification.compared import model_key
+from pipeline.verification.quality import known_quality
+from pipeline.warnings.places import places_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cycle to be done.
+
+    Attributes:
+        cause: why now; recorded with the cycle.
+        revise: a product that stands gets a further revision if its input has changed.
+    """
+
+    domain: Domain
+    reference_time: datetime
+    cause: str = ""
+    revise: bool = False
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    wanted: Wanted
+    lease: Lease
+    sequence: InputSequence
+    methods: nowcast.Methods
+    revision: int
+    reading_s: float
+
+
+def issue(
+    store: Store,
+    catalog: Catalog,
+    load: Callable[[Domain, float], nowcast.Methods],
+    wanted: Sequence[Wanted],
+    kind: str,
+    clock: times.Clock,
+) -> Iterator[Outcome]:
+    """Forecast and publish; outcomes come as they are known, in no order.
+
+    Cycles of one model and shape go through it together, as many as its device takes at once, and are published before
+    the next ones are forecast. What is wrong with one cycle or one domain does not touch the others.
+
+    Args:
+        load: gives the methods of a domain for frames of that spacing in metres.
+        kind: issued or hindcast; neither overwrites the other.
+        clock: the wall clock, from the edge.
+    """
+    with catalog.leases([_lease_name(one, kind) for one in wanted]) as leases:
+        claimed: dict[tuple[object, ...], list[_Claimed]] = defaultdict(list)
+        archives: dict[str, Archive] = {}
+        for one in wanted:
+            with log_context(domain=one.domain.name, reference_time=times.iso(one.reference_time)):
+                archive = archives.setdefault(one.domain.name, Archive(store, one.domain, remember=True))
+                lease = leases.get(_lease_name(one, kind))
+                found = _guarded(_claim, one, lease, archive, store, catalog, load, kind, clock)
+            if isinstance(found, Outcome):
+                yield found
+            else:
+                model = found.methods.model
+                claimed[id(model), found.sequence.pixels.shape, one.domain.lead_frames].append(found)
+        for group in claimed.values():
+            model = group[0].methods.model
+            size = 1 if model is None else model.samples_at_once
+            for first in range(0, len(group), size):
+                yield from _forecast_and_publish(group[first : first + size], store, catalog, kind, clock)
+
+
+def _lease_name(one: Wanted, kind: str) -> str:
+    return f"cycle/{one.domain.name}/{kind}/{times.iso(one.reference_time)}"
+
+
+def _guarded(step: Callable[..., "_Claimed | Outcome"], one: Wanted, *arguments: object) -> "_Claimed | Outcome":
+    """A step for one cycle; its failure is that cycle's outcome."""
+    try:
+        return step(one, *arguments)
+    except LeaseLost as err:
+        return Outcome(one.reference_time, "held", reason=str(err), domain=one.domain.name)
+    except Exception as err:
+        log.exception("the cycle failed")
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        return Outcome(one.reference_time, "failed", reason=reason, domain=one.domain.name, error=err)
+
+
+def _claim(
+    one: Wanted,
+    lease: Lease | None,
+    archive: Archive,
+    store: Store,
+    catalog: Catalog,
+    load: Callable[[Domain, float], nowcast.Methods],
+    kind: str,
+    clock: times.Clock,
+) -> _Claimed | Outcome:
+    """Read the input of a cycle, unless its product stands or nothing can be forecast."""
+    domain, time = one.domain, one.reference_time
+    started = stopwatch.perf_counter()
+    standing = publish.recorded(catalog, domain, kind, time)
+    published = standing is not None and standing["state"] == "published" and publish.is_there(store, standing)
+    if standing is not None and published and not one.revise:
+        return publish.announce(domain, store, catalog, standing, "unchanged")
+    if lease is None:
+        return Outcome(time, "held", reason="another process works on it", domain=domain.name)
+    try:
+        sequence = read_sequence(archive, domain, time)
+    except NotForecast as err:
+        if standing is not None and published:
+            return publish.announce(domain, store, catalog, standing, "unchanged")
+        return publish.skip(domain, store, catalog, lease, time, kind, clock.now(), str(err), one.cause)
+    for damaged in sequence.damaged_times:
+        forget_damaged(archive, catalog, domain, damaged)
+    revision = 1
+    if standing is not None and published:
+        if sequence.digest(domain) == standing["inputs_digest"]:
+            return publish.announce(domain, store, catalog, standing, "unchanged")
+        revision = int(standing["revision"]) + 1
+    elif standing is not None:
+        revision = int(standing["revision"])
+    sequence = with_origin(sequence, catalog, domain)
+    if adopted := publish.adopt(domain, store, catalog, lease, sequence, kind, revision):
+        return adopted
+    if sequence.is_frozen:
+        log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
+    methods = load(domain, sequence.source.grid.spacing_m)
+    return _Claimed(one, lease, sequence, methods, revision, stopwatch.perf_counter() - started)
+
+
+def _forecast_and_publish(
+    batch: Sequence[_Claimed], store: Store, catalog: Catalog, kind: str, clock: times.Clock
+) -> Iterator[Outcome]:
+    started = stopwatch.perf_counter()
+    made = nowcast.forecast([(one.wanted.domain, one.sequence) for one in batch], [one.methods for one in batch])
+    share = (stopwatch.perf_counter() - started) / len(batch)
+    for one, forecast in zip(batch, made, strict=True):
+        wanted = one.wanted
+        with log_context(domain=wanted.domain.name, reference_time=times.iso(wanted.reference_time)):
+            outcome = _guarded(_publish, wanted, one, forecast, share, store, catalog, kind, clock)
+            assert isinstance(outcome, Outcome)
+            log.info("%s by %s", outcome.state, outcome.method)
+            yield outcome
+
+
+def _publish(
+    wanted: Wanted,
+    one: _Claimed,
+    made: publish.Made,
+    forecast_s: float,
+    store: Store,
+    catalog: Catalog,
+    kind: str,
+    clock: times.Clock,
+) -> Outcome:
+    domain = wanted.domain
+    model = model_key(made.frames.method, made.frames.model_checksum)
+    quality = known_quality(domain, store, catalog, model, wanted.reference_time)
+    places = places_of(domain, one.sequence.source.grid)
+    stages = {"read": one.reading_s, "forecast": forecast_s}
+    publication = publish.Publication(kind, one.revision, clock, wanted.cause, stages)
+    return publish.publish(domain, store, catalog, one.lease, one.sequence, made, publication, places, quality)
+
+
+def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> InputSequence:
+    """The sequence with what the catalog knows of its frames: radars, and offsets from the instants."""
+    f = tables.frames.c
+    wanted = [times.seconds(time) for time in sequence.input_times]
+    rows = catalog.read(
+        sa.select(f.valid_time, f.offset_s, f.inputs).where(f.domain == domain.name, f.valid_time.in_(wanted))
+    )
+    known: dict[int, Row] = {row["valid_time"]: row for row in rows}
+    newest = known.get(times.seconds(sequence.reference_time))
+    inputs = json.loads(newest["inputs"] or "[]") if newest else []
+    offsets = tuple(round(float(known[time]["offset_s"]), 1) for time in wanted if time in known)
+    own = tuple(one["radar"] for one in inputs if not one.get("carried"))
+    carried = tuple(one["radar"] for one in inputs if one.get("carried"))
+    return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
+
+
+def give_up(store: Store, catalog: Catalog, domain: Domain, time: datetime, now: datetime, reason: str) -> Outcome:
+    """Record that the issued forecast of a cycle was missed, and why."""
+    with catalog.lease(_lease_name(Wanted(domain, time), "issued")) as lease:
+        if lease is None:
+            return Outcome(time, "held", reason="another process works on it", domain=domain.name)
+        return publish.skip(domain, store, catalog, lease, time, "issued", now, reason, "given up")

@@ -1,0 +1,367 @@
+"""The resident process: polls the feeds, forecasts what is due in batches, records what was missed and why.
+
+It decides by what the catalog holds, so that it may be ended at any time, and another may go on.
+"""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import nowcast, times
+from pipeline.catalog import Catalog, Row
+from pipeline.domain import Domain
+from pipeline.errors import NowcastError
+from pipeline.intake import InProcesses, Intake, OnTheSpot, Polled
+from pipeline.issue import Wanted, give_up, issue
+from pipeline.lateness import OF_FRAMES, Decision, decide
+from pipeline.operations import Step, bare, open_root
+from pipeline.publish import Outcome
+from pipeline.settings import Settings
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+LEASE = "live"
+# what gave no product (it failed, is held by somebody else, or has not changed) is looked at again after this time
+RETRY = timedelta(seconds=20)
+# a look over the last day, for what came very late: verification wants it
+LATE_REACH, LATE_EVERY = timedelta(days=1), timedelta(hours=1)
+# instants of a backlog that are taken in at once, so that the newest is never behind a long queue
+BACKLOG_INSTANTS = 24
+LONGEST_BACKLOG = timedelta(days=30)
+# cycles that are given up in one step
+GIVEN_UP_AT_ONCE = 50
+IDLE_S = 0.5
+
+
+# rows of the catalog by the instant that they are of
+_Rows = dict[datetime, Row]
+
+
+@dataclass
+class Feed:
+    """What the process knows of a domain; all of it can be found again in the catalog.
+
+    Attributes:
+        since: first instant that was to be forecast live.
+        first_open: every instant before is settled.
+        next_poll: when the source is looked at again.
+        next_late: when the last day is looked over again.
+        backlog: what is still to be taken in besides the newest, newest last.
+        retry: cycles that gave no product, and when they are looked at again.
+        failure: of a cycle, the last one.
+        due_since: when its newest due cycle became due.
+    """
+
+    domain: Domain
+    since: datetime
+    first_open: datetime
+    next_poll: datetime
+    next_late: datetime
+    backlog: list[tuple[datetime, datetime]] = field(default_factory=list)
+    retry: dict[datetime, datetime] = field(default_factory=dict)
+    failure: dict[datetime, str] = field(default_factory=dict)
+    due_since: datetime | None = None
+
+
+class Live:
+    """The work of the resident process; ``step`` is called again and again, by any clock.
+
+    Args:
+        clock: the wall clock, or one that is simulated.
+        intake: takes in data.
+        step: wraps the work on a batch, as in ``pipeline.operations``.
+        after: called with the outcomes of each batch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        catalog: Catalog,
+        clock: times.Clock,
+        intake: Intake,
+        step: Step = bare,
+        after: Callable[[list[Outcome]], None] = lambda outcomes: None,
+    ) -> None:
+        self.settings, self.store, self.catalog, self.clock, self.intake = settings, store, catalog, clock, intake
+        self._issue, self._after = step(self._issue_batch), after
+        self._loader = nowcast.Loader(store, settings)
+        known = {row["domain"]: row for row in catalog.read(sa.select(tables.feeds))}
+        self.feeds = [self._open(domain, known.get(name)) for name, domain in sorted(settings.domains.items())]
+
+    def step(self) -> float:
+        """Do what is due now. Returns after how many seconds it wants to be called again."""
+        for polled in self.intake.finished():
+            self._note(polled)
+        now = self.clock.now()
+        for feed in self.feeds:
+            self._poll(feed, now)
+        for polled in self.intake.finished():
+            self._note(polled)
+        now = self.clock.now()
+        frames, cycles = self._facts(now)
+        due = []
+        for feed in self.feeds:
+            due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
+        if not due:
+            return IDLE_S
+        waiting = self._wait_for_others(due, now)
+        if waiting > 0:
+            return min(waiting, IDLE_S)
+        outcomes = self._issue(due)
+        self._learn(outcomes)
+        self._after(outcomes)
+        return 0.0
+
+    def _open(self, domain: Domain, row: Row | None) -> Feed:
+        now = self.clock.now()
+        first_open = times.first_slot(now - timedelta(seconds=domain.lateness.grace_s), domain.cadence)
+        # at the first start what can still serve is made; what came before it was nobody's duty
+        since = times.first_slot(now, domain.cadence) if row is None else tables.from_seconds(row["since"])
+        if row is not None:
+            first_open = min(first_open, self._first_without_row(domain, since, now))
+        feed = Feed(domain, since, first_open, now, now)
+        if row is None:
+            with self.catalog.write(domain.name) as connection:
+                values = {"domain": domain.name, "since": times.seconds(since)}
+                self.catalog.upsert(
+                    connection, tables.feeds, [values | {"polled_at": 0.0, "fault_at": 0.0, "fault": ""}]
+                )
+        elif row["polled_at"]:
+            self._add_backlog(feed, tables.from_seconds(row["polled_at"]), now)
+        return feed
+
+    def _first_without_row(self, domain: Domain, since: datetime, now: datetime) -> datetime:
+        c = tables.cycles.c
+        query = sa.select(c.reference_time).where(
+            c.domain == domain.name, c.kind == "issued", c.reference_time >= times.seconds(since)
+        )
+        known = {row["reference_time"] for row in self.catalog.read(query)}
+        return next((t for t in times.slots(since, now, domain.cadence) if times.seconds(t) not in known), now)
+
+    # -- feeds
+
+    def _poll(self, feed: Feed, now: datetime) -> None:
+        """Begin a look at the feed if it is time: the newest first, then a piece of the backlog."""
+        if self.intake.is_busy(feed.domain):
+            return
+        domain = feed.domain
+        if now >= feed.next_poll:
+            feed.next_poll = now + timedelta(seconds=self.settings.live.poll_s)
+            reach = timedelta(seconds=domain.lateness.grace_s) + (domain.input_frames + OF_FRAMES) * domain.cadence
+            self.intake.begin(domain, now - reach, now, now)
+        elif now >= feed.next_late:
+            feed.next_late = now + LATE_EVERY
+            self._add_backlog(feed, now - LATE_REACH, now)
+        elif feed.backlog:
+            start, end = feed.backlog.pop()
+            self.intake.begin(domain, start, end, now)
+
+    def _add_backlog(self, feed: Feed, start: datetime, end: datetime) -> None:
+        length = BACKLOG_INSTANTS * feed.domain.cadence
+        start = max(start, end - LONGEST_BACKLOG)
+        while start < end:
+            piece = (start, min(start + length, end))
+            if piece not in feed.backlog:
+                feed.backlog.append(piece)
+            start += length
+        feed.backlog.sort()
+
+    def _note(self, polled: Polled) -> None:
+        now = self.clock.now().timestamp()
+        values = {"polled_at": now, "fault_at": 0.0, "fault": ""} if polled.result is not None else {}
+        with self.catalog.write(polled.domain) as connection:
+            connection.execute(
+                sa.update(tables.feeds)
+                .where(tables.feeds.c.domain == polled.domain)
+                .values(values or {"fault_at": now, "fault": polled.fault})
+            )
+
+    # -- cycles
+
+    def _facts(self, now: datetime) -> tuple[dict[str, _Rows], dict[str, _Rows]]:
+        """By domain the frames and issued cycles that decide on its open instants."""
+        f, c = tables.frames.c, tables.cycles.c
+        frames: dict[str, _Rows] = defaultdict(dict)
+        cycles: dict[str, _Rows] = defaultdict(dict)
+        if self.feeds:
+            first = min(_first_needed(feed) for feed in self.feeds)
+            inside = f.valid_time.between(times.seconds(first), times.seconds(now))
+            for row in self.catalog.read(sa.select(tables.frames).where(inside)):
+                frames[row["domain"]][tables.from_seconds(row["valid_time"])] = row
+            since = c.reference_time >= times.seconds(min(feed.first_open for feed in self.feeds))
+            query = sa.select(tables.cycles).where(c.kind == "issued", since).order_by(c.revision)
+            for row in self.catalog.read(query):
+                cycles[row["domain"]][tables.from_seconds(row["reference_time"])] = row
+        return frames, cycles
+
+    def _guarded(self, feed: Feed, frames: _Rows, cycles: _Rows, now: datetime) -> list[Wanted]:
+        """The newest due cycle of a feed; what is wrong with one feed does not stop the others."""
+        try:
+            return self._due(feed, frames, cycles, now)
+        except NowcastError as err:
+            log.warning("%s: %s", feed.domain.name, err)
+        except Exception:
+            log.exception("deciding on %s failed", feed.domain.name)
+        return []
+
+    def _due(self, feed: Feed, frames: _Rows, cycles: _Rows, now: datetime) -> list[Wanted]:
+        """The newest due cycle; on the way what was missed is recorded, and what is settled is closed."""
+        domain = feed.domain
+        decisions = {
+            time: decide(domain, time, now, cycles.get(time), frames)
+            for time in times.slots(feed.first_open, now, domain.cadence)
+        }
+        missed = [time for time, one in decisions.items() if one.state == "missed" and time >= feed.since]
+        for time in missed[:GIVEN_UP_AT_ONCE]:
+            self._give_up(feed, time, decisions[time], now)
+        waiting = [time for time, one in decisions.items() if one.state in {"wait", "due"}]
+        following = max(decisions, default=feed.first_open - domain.cadence) + domain.cadence
+        feed.first_open = min([*missed, *waiting], default=following)
+        due = [time for time in waiting if decisions[time].state == "due" and feed.retry.get(time, now) <= now]
+        if not due:
+            feed.due_since = None
+            return []
+        feed.due_since = feed.due_since or now
+        cause = decisions[max(due)].cause
+        return [Wanted(domain, max(due), cause, revise=cause.startswith("reissue"))]
+
+    def _give_up(self, feed: Feed, time: datetime, decision: Decision, now: datetime) -> None:
+        reason = decision.cause or self._why_no_frame(feed, time)
+        if failure := feed.failure.pop(time, ""):
+            reason = f"{reason}; it failed before: {failure}" if reason else f"it failed: {failure}"
+        outcome = give_up(self.store, self.catalog, feed.domain, time, now, reason)
+        if outcome.state == "skipped":
+            log.warning("%s %s: no forecast: %s", feed.domain.name, times.iso(time), reason)
+
+    def _why_no_frame(self, feed: Feed, time: datetime) -> str:
+        """What is known of a frame that never came."""
+        domain, v = feed.domain, tables.volumes.c
+        waited = f"no frame of {times.iso(time)} within {domain.lateness.grace_s / 60:g} minutes"
+        row = self.catalog.read(sa.select(tables.feeds).where(tables.feeds.c.domain == domain.name))[0]
+        if row["fault"]:
+            return f"{waited}: {row['fault']}"
+        near = v.nominal_time.between(
+            times.seconds(time - domain.cadence / 2), times.seconds(time + domain.cadence / 2)
+        )
+        of_slot = sa.or_(v.slot == times.seconds(time), sa.and_(v.slot == 0, near))
+        query = sa.select(v.key, v.state, v.reason).where(v.domain == domain.name, of_slot)
+        came = self.catalog.read(query.order_by(v.seen_at.desc()).limit(3))
+        if not came:
+            return f"{waited}: nothing arrived for it"
+        return f"{waited}: {'; '.join(one['reason'] or one['key'] + ' ' + one['state'] for one in came)}"
+
+    def _wait_for_others(self, due: Sequence[Wanted], now: datetime) -> float:
+        """Seconds to wait for domains whose frame of the same time is about to come, so that all go together."""
+        instants = {wanted.domain.name: wanted.reference_time for wanted in due}
+        late = [
+            feed
+            for feed in self.feeds
+            if feed.domain.name not in instants
+            and feed.first_open <= max(instants.values())
+            and times.is_slot(max(instants.values()), feed.domain.cadence)
+            and now < max(instants.values()) + timedelta(seconds=feed.domain.lateness.deadline_s)
+        ]
+        first = min(feed.due_since for feed in self.feeds if feed.due_since is not None)
+        left = self.settings.live.batch_wait_s - (now - first).total_seconds()
+        return left if late else 0.0
+
+    def _issue_batch(self, wanted: Sequence[Wanted]) -> list[Outcome]:
+        return list(issue(self.store, self.catalog, self._loader.methods, wanted, "issued", self.clock))
+
+    def _learn(self, outcomes: Iterable[Outcome]) -> None:
+        feeds = {feed.domain.name: feed for feed in self.feeds}
+        again = self.clock.now() + RETRY
+        for outcome in outcomes:
+            feed = feeds[outcome.domain]
+            feed.due_since = None
+            feed.failure.pop(outcome.reference_time, None)
+            if outcome.state == "published":
+                feed.retry.pop(outcome.reference_time, None)
+                continue
+            feed.retry[outcome.reference_time] = again
+            if outcome.state in {"failed", "held"}:
+                feed.failure[outcome.reference_time] = outcome.reason
+
+
+def _first_needed(feed: Feed) -> datetime:
+    """Of the frames that decide on the open instants, the oldest."""
+    return feed.first_open - max(feed.domain.input_frames, OF_FRAMES) * feed.domain.cadence
+
+
+def run_live(
+    settings: Settings,
+    clock: times.Clock,
+    stop: threading.Event,
+    step: Step = bare,
+    after: Callable[[list[Outcome]], None] = lambda outcomes: None,
+) -> None:
+    """Be the resident process until ``stop``; while another one is, stand by to take over.
+
+    What is begun when ``stop`` comes is finished.
+
+    Raises:
+        StoreUnavailable: at the start; later it is waited for.
+    """
+    store, catalog = open_root(settings)
+    with closing(catalog):
+        while not stop.is_set():
+            try:
+                with catalog.lease(LEASE) as lease:
+                    if lease is None:
+                        log.info("another process is live; standing by")
+                        stop.wait(2.0)
+                        continue
+                    _live_while(
+                        lambda: not (stop.is_set() or lease.lost), settings, store, catalog, clock, stop, step, after
+                    )
+            except NowcastError as err:
+                log.warning("waiting: %s", err)
+                stop.wait(5.0)
+
+
+def _live_while(
+    goes_on: Callable[[], bool],
+    settings: Settings,
+    store: Store,
+    catalog: Catalog,
+    clock: times.Clock,
+    stop: threading.Event,
+    step: Step,
+    after: Callable[[list[Outcome]], None],
+) -> None:
+    intake: Intake = InProcesses(settings) if settings.live.ingest_processes else OnTheSpot(store, catalog)
+    with closing(intake):
+        live = Live(settings, store, catalog, clock, intake, step, after)
+        while goes_on():
+            stop.wait(live.step())
+
+
+def tick_once(settings: Settings, now: datetime, step: Step = bare) -> Any:
+    """What the resident process would do now, if there is none: the watchdog's work.
+
+    Returns:
+        Outcomes of the cycles that were due; None if a resident process is at work.
+    """
+    # all feeds are looked at before anything is forecast, so there is nobody to wait for
+    settings = settings.model_copy(update={"live": settings.live.model_copy(update={"batch_wait_s": 0.0})})
+    store, catalog = open_root(settings)
+    outcomes: list[Outcome] = []
+    with closing(catalog), catalog.lease(LEASE) as lease:
+        if lease is None:
+            return None
+        live = Live(settings, store, catalog, times.Clock(now), OnTheSpot(store, catalog), step, outcomes.extend)
+        while True:
+            before = len(outcomes)
+            live.step()
+            if len(outcomes) == before and not any(feed.due_since for feed in live.feeds):
+                return outcomes

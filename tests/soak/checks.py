@@ -1,0 +1,132 @@
+"""What must hold of a root after a soak; an AssertionError says what does not."""
+
+import contextlib
+import io
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+import xarray as xr
+
+from pipeline import catalog as tables
+from pipeline import packing, times
+from pipeline.catalog import Catalog, Row
+from pipeline.rebuild import rebuild
+from pipeline.settings import Settings
+from pipeline.storage import Store
+
+COMPARED = {
+    "cycles": ("state", "method", "reason", "path", "content_digest", "baselines_digest", "inputs_digest"),
+    "frames": ("sha256",),
+}
+
+
+def check_root(settings: Settings, name: str, start: datetime, end: datetime) -> dict:
+    """Every cycle issued or explained, no duplicate, no half file, catalog equal to the stores."""
+    domain, store, catalog = settings.domain(name), Store(settings.root), Catalog(settings.catalog)
+    rows = cycles(catalog, name)
+    by_time: dict[datetime, list[Row]] = {}
+    for row in rows:
+        by_time.setdefault(tables.from_seconds(row["reference_time"]), []).append(row)
+    wanted = list(times.slots(start, end, domain.cadence))
+    missing = [times.iso(t) for t in wanted if t not in by_time]
+    assert not missing, f"neither issued nor explained: {missing}"
+    twice = [times.iso(t) for t, of_time in by_time.items() if len(of_time) > 1]
+    assert not twice, f"two rows: {twice}"
+    unexplained = [row for row in rows if row["state"] == "skipped" and not row["reason"]]
+    assert not unexplained, unexplained
+    published = {row["path"]: row for row in rows if row["state"] == "published"}
+    on_disk = {store.relative(p) for p in (store.root / "products" / name).rglob("*.nc") if "." not in p.stem}
+    assert on_disk == set(published), f"files without rows or rows without files: {on_disk ^ set(published)}"
+    for path, row in published.items():
+        assert packing.read_digest(store.root / path) == row["content_digest"], path
+        with xr.open_dataset(store.root / path, engine="h5netcdf") as data:
+            assert data.sizes["time"] == domain.lead_frames and bool(data["rainfall_rate"].notnull().any()), path
+    wrong = [path for path in published if not cf_compliant(store.root / path)]
+    assert not wrong, f"not CF: {wrong}"
+    left = list(store.temporary.iterdir())
+    store.remove_stale_temporaries()
+    assert not list(store.temporary.iterdir()), f"temporaries: {left}"
+    _check_rebuild(settings, name, store, catalog)
+    c = tables.leases.c
+    assert not catalog.read(sa.select(c.name).where(c.name.like(f"%/{name}/%"))), "leases that nobody gave back"
+    catalog.close()
+    reasons = Counter(_short(row["reason"]) for row in rows if row["state"] == "skipped")
+    return {
+        "cycles": len(wanted),
+        "published": Counter(row["method"] for row in published.values()),
+        "causes": Counter(row["cause"].split(":")[0] for row in published.values()),
+        "skipped": reasons,
+    }
+
+
+def cf_compliant(path) -> bool:
+    """Whether the compliance checker finds nothing wrong with CF-1.8."""
+    from compliance_checker.runner import CheckSuite, ComplianceChecker
+
+    if not CheckSuite.checkers:
+        CheckSuite.load_all_available_checkers()
+    with contextlib.redirect_stdout(io.StringIO()):
+        passed, _ = ComplianceChecker.run_checker(str(path), ["cf:1.8"], 0, "strict", output_filename="/dev/null")
+    return passed
+
+
+def equal_where_inputs_are(settings: Settings, clean: Settings, name: str) -> dict[str, int]:
+    """How many issued forecasts equal those of a backfill without faults; where the input was equal, all must."""
+    issued, replay = (
+        {row["reference_time"]: row for row in cycles(Catalog(of.catalog), name) if row["state"] == "published"}
+        for of in (settings, clean)
+    )
+    both = sorted(set(issued) & set(replay))
+    same = [time for time in both if issued[time]["inputs_digest"] == replay[time]["inputs_digest"]]
+    differ = [
+        times.iso(tables.from_seconds(time))
+        for time in same
+        if _data_digest(settings.root / issued[time]["path"]) != _data_digest(clean.root / replay[time]["path"])
+        or issued[time]["baselines_digest"] != replay[time]["baselines_digest"]
+    ]
+    assert not differ, f"equal input, other forecast: {differ}"
+    assert same, "no forecast had the input of the day without faults"
+    return {"equal": len(same), "other_input": len(both) - len(same)}
+
+
+def _data_digest(path: Path) -> str:
+    """Digest of a product without what tells an issued one from a replay."""
+    data = packing.read_packed(path)
+    return packing.content_digest(
+        data.drop_attrs(deep=False).assign_attrs(
+            {key: value for key, value in data.attrs.items() if key not in {"kind", "id", "revision"}}
+        )
+    )
+
+
+def cycles(catalog: Catalog, name: str) -> list[Row]:
+    """Rows of a domain's cycles in order."""
+    c = tables.cycles.c
+    return catalog.read(sa.select(tables.cycles).where(c.domain == name).order_by(c.reference_time, c.kind, c.revision))
+
+
+def _check_rebuild(settings: Settings, name: str, store: Store, catalog: Catalog) -> None:
+    """A catalog made from the stores and the journal says the same."""
+    again = settings.root / "rebuilt.sqlite"
+    rebuilt = Catalog(f"sqlite:///{again}")
+    result = rebuild([settings.domain(name)], store, rebuilt)
+    assert not result.damaged, result.damaged
+    for table, columns in COMPARED.items():
+        one = tables.metadata.tables[table]
+        query = sa.select(one).where(one.c.domain == name).order_by(*one.primary_key.columns)
+        keys = [column.name for column in one.primary_key.columns]
+        found = [[[row[k] for k in (*keys, *columns)] for row in of.read(query)] for of in (catalog, rebuilt)]
+        assert found[0] == found[1], (
+            f"{table}: {[pair for pair in zip(*found, strict=False) if pair[0] != pair[1]][:3]}"
+        )
+    rebuilt.close()
+    for part in settings.root.glob("rebuilt.sqlite*"):
+        part.unlink()
+
+
+def _short(reason: str) -> str:
+    """A reason without times and keys, to be counted."""
+    head, _, tail = reason.partition(": ")
+    return (tail.split(":")[-1].strip() or head)[:60]
