@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import cli_info, cli_status, console
+from flows import cli_info, cli_keep, cli_status, console
 from flows.cli_options import (
     AsJson,
     Changes,
@@ -42,6 +42,10 @@ app.add_typer(cli_info.networks_app, name="networks")
 app.add_typer(cli_info.models_app, name="models")
 app.add_typer(cli_info.catalog_app, name="catalog")
 app.add_typer(cli_info.config_app, name="config")
+app.add_typer(cli_keep.quarantine_app, name="quarantine")
+app.command()(cli_keep.housekeeping)
+app.command()(cli_keep.compact)
+app.command()(cli_keep.explain)
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ def catalog_upgrade(config: Config = None, changes: Changes = None, as_json: AsJ
 
 @catalog_app.command("rebuild")
 def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Make the catalog again from the stores and the journal. Latencies and arrival times are lost."""
+    """Make the catalog again from the stores and the journal; what it still knows rightly stays."""
     with errors_to_exit_codes():
         from pipeline.catalog import set_aside_damaged
         from pipeline.operations import open_root
@@ -122,7 +122,8 @@ def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJ
             out.print(
                 f"found {result.frames} frames, {result.forecasts} forecasts, {result.scores} score files, "
                 f"{result.skipped} skipped cycles, {result.quarantined} quarantined files; "
-                "arrival times and latencies are lost; `nowcast verify` fills in the verified states"
+                "arrival times, latencies and alerts that the catalog did not know are lost; `nowcast verify` fills in "
+                "the verified states"
             )
             for path, reason in result.damaged:
                 console.err.print(f"[red]damaged:[/] {escape(path)}: {escape(reason)}")

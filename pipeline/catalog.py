@@ -54,7 +54,9 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        "state": sa.String(20),  # framed, partial, duplicate, off_axis, quarantined, future or unreadable
+        # framed, partial, duplicate, off_axis, future, unreadable; quarantined until somebody has looked at it, then
+        # reviewed, or dropped if its bytes are gone (pipeline.quarantine)
+        "state": sa.String(20),
         "reason": sa.Text,
         "radar": sa.String(40),
         "slot": sa.BigInteger,  # instant of the frame that a polar volume belongs to; 0 for others
@@ -363,6 +365,12 @@ def from_seconds(value: float) -> datetime:
     return datetime.fromtimestamp(value, UTC)
 
 
+def leases_held(connection: sa.Connection) -> list[Row]:
+    """Leases that somebody holds now."""
+    rows = connection.execute(sa.select(leases).where(leases.c.expires_at > database.now(connection))).mappings()
+    return [dict(row) for row in rows if not _ended_here(row["owner"])]
+
+
 def schema_version(engine: sa.Engine) -> str | None:
     """Version of the catalog's schema; None if it has no tables yet."""
     with engine.connect().execution_options(reading=True) as connection:
@@ -414,10 +422,15 @@ def set_aside_damaged(url: str) -> list[Path]:
         raise StoreUnavailable(f"the catalog {file} cannot be used: {err}") from err
     except sqlite3.DatabaseError as err:
         log.warning("the catalog %s is damaged: %s", file, err)
-    mark = f".damaged-{uuid.uuid4().hex[:8]}"
+    return keep_aside(file, "damaged")
+
+
+def keep_aside(file: str, why: str) -> list[Path]:
+    """Rename an SQLite file with its write-ahead log; returns the new names."""
+    mark = f".{why}-{uuid.uuid4().hex[:8]}"
     # the log first: one left behind would be played into a new database
     parts = [Path(file + end) for end in ("-wal", "-shm", "") if Path(file + end).is_file()]
-    return [part.rename(part.with_name(part.name + mark)) for part in parts]
+    return [part.rename(file + mark + part.name.removeprefix(Path(file).name)) for part in parts]
 
 
 def _ours_or_older(found: str) -> bool:

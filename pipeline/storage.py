@@ -1,15 +1,18 @@
 """The root: where every kind of file lies, and how a file appears there whole or not at all."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,15 @@ from pipeline.errors import StoreUnavailable
 
 FORMAT_VERSION = 1
 TEMPORARY_AGE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of the store: bytes, and when it was written, seconds since 1970."""
+
+    path: Path
+    size: int
+    written_at: float
 
 
 class Store:
@@ -104,6 +116,37 @@ class Store:
     def relative(self, path: Path) -> str:
         """Path below the root, as the catalog keeps it."""
         return path.relative_to(self.root).as_posix()
+
+    def get(self, path: Path) -> Path:
+        """The path itself, where the file as it stands now can be opened.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        return path
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file."""
+        return path.is_file()
+
+    def listed(self, folder: Path, pattern: str = "**/*") -> list[Stored]:
+        """Files below a folder by a pattern of ``Path.glob``, in order, with what the store knows of them."""
+        found = []
+        for path in sorted(folder.glob(pattern)):
+            try:
+                about = path.stat()
+            except FileNotFoundError:
+                continue  # removed since
+            if stat.S_ISREG(about.st_mode):
+                found.append(Stored(path, about.st_size, about.st_mtime))
+        return found
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; it is no error if there is none."""
+        with _writing(path):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def publish(self, path: Path) -> Iterator[Path]:
