@@ -17,9 +17,10 @@ def live(config: Config = None, changes: Changes = None) -> None:
     """Forecast every domain as its data come, until SIGTERM or Ctrl-C; a second one stands by. Logs on stderr."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose=True)
+        from pipeline.live import run_live
+
         from flows.live import Recorder
         from pipeline import times
-        from pipeline.live import run_live
 
         stop = _stop_at_signals()
         recorder = Recorder(settings)

@@ -173,7 +173,7 @@ def _address(settings: Settings) -> tuple[str, int]:
     if not here:
         raise SettingsError(
             f"prefect_api_url = {url!r}: `nowcast up` starts a server for this machine only, as "
-            "http://127.0.0.1:4200/api; with a server elsewhere run `nowcast live` and `prefect worker start` (docs/operation.md)"
+            "http://127.0.0.1:4200/api; with a server elsewhere run `nowcast live` and a worker (docs/operation.md)"
         )
     return host, port
 
