@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow
 
@@ -50,7 +51,7 @@ def progress_artifact(key: str, name: str) -> Callable[[str, int, int], None]:
     """Something to report (stage, done, total) to, which shows it in Prefect as a bar."""
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-    made = create_progress_artifact(progress=0.0, key=key, description=f"{name}: begun")
+    made = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=f"{name}: begun"))
     last = 0.0
 
     def show(stage: str, done: int, total: int) -> None:

@@ -8,7 +8,7 @@ from pipeline.errors import NotForecast, NowcastError
 from pipeline.settings import Settings, hide_secrets
 
 if TYPE_CHECKING:
-    from prefect.states import State
+    from prefect.client.schemas.objects import State
 
 T = TypeVar("T")
 # of a state's message; the log of the run and its artifact have all of it

@@ -39,7 +39,6 @@ GUARD_PATIENCE_S = 15.0
 LOOK_S = 0.5
 # Prefect keeps every flow run for ever unless told otherwise
 KEEP_RUNS_DAYS, KEEP_EVENTS_DAYS = 7, 2
-DAY_S = 86400
 
 Say = Callable[[str], None]
 
@@ -97,16 +96,14 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
                 one.tend()
             if not answered and server_answers(settings.prefect_api_url):
                 answered = True
-                say(
-                    f"Prefect shows flows at http://{address_text(host, port)} (after {time.monotonic() - started:.0f} s)"
-                )
+                say(f"Prefect shows flows at http://{_address_text(host, port)} (after {_since(started)})")
             if answered and waiting and (not to_tend[-1].once or to_tend[-1].done):
                 to_tend.append(waiting.pop(0))
                 if to_tend[-1] is worker:
-                    say(f"schedules are set, a worker runs them (after {time.monotonic() - started:.0f} s)")
+                    say(f"schedules are set, a worker runs them (after {_since(started)})")
             if not published and (first := _first_forecast(catalog, began)):
                 published = True
-                say(f"first forecast published after {time.monotonic() - started:.0f} s: {settings.root / first}")
+                say(f"first forecast published after {_since(started)}: {settings.root / first}")
             stop.wait(LOOK_S)
     finally:
         say("stopping; the live process finishes what it has begun")
@@ -116,10 +113,15 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
         say("stopped")
 
 
-def _first_forecast(catalog: Catalog, since: float) -> str | None:
+def _since(started: float) -> str:
+    """Seconds since a monotonic instant, in words."""
+    return f"{time.monotonic() - started:.0f} s"
+
+
+def _first_forecast(catalog: Catalog, began: float) -> str | None:
     """Path of the first product issued since the start; None while there is none or the catalog is busy."""
     c = tables.cycles.c
-    query = sa.select(c.path).where(c.kind == "issued", c.state == "published", c.issue_time >= since)
+    query = sa.select(c.path).where(c.kind == "issued", c.state == "published", c.issue_time >= began)
     try:
         rows = catalog.read(query.order_by(c.issue_time).limit(1))
     except StoreUnavailable:  # the live process meets the same and says so
@@ -144,15 +146,17 @@ def _environment(settings: Settings, mark: str) -> dict[str, str]:
     """What every child gets: our settings file, Prefect's state inside the root, and the mark."""
     defaults = {
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(KEEP_RUNS_DAYS * DAY_S),
-        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": str(KEEP_EVENTS_DAYS * DAY_S),
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(KEEP_RUNS_DAYS * 86400),
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"P{KEEP_EVENTS_DAYS}D",
         "PREFECT_WORKER_QUERY_SECONDS": "5",
         "PYTHONUNBUFFERED": "1",
     }
+    # of server and worker themselves; the deployments say INFO for their runs
+    quiet = prefect_environment(settings.root) | {"PREFECT_LOGGING_ROOT_LEVEL": "WARNING"}
     forced = {"PREFECT_API_URL": settings.prefect_api_url, MARK: mark}
     if settings.config_path is not None:
         forced["NOWCAST_CONFIG"] = str(settings.config_path)
-    return {**defaults, **os.environ, **prefect_environment(settings.root), **forced}
+    return {**defaults, **os.environ, **quiet, **forced}
 
 
 def _address(settings: Settings) -> tuple[str, int]:
@@ -178,7 +182,7 @@ def _address(settings: Settings) -> tuple[str, int]:
     return host, port
 
 
-def address_text(host: str, port: int) -> str:
+def _address_text(host: str, port: int) -> str:
     """HOST:PORT as a URL has it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -196,7 +200,7 @@ def _check_port(host: str, port: int) -> None:
             return
         except OSError as err:
             problem = err.strerror or str(err)
-    version = _version_of(f"http://{address_text(host, port)}/api/admin/version")
+    version = _version_of(f"http://{_address_text(host, port)}/api/admin/version")
     who = f"a Prefect server {version} runs there" if version else problem
     raise StoreUnavailable(
         f"port {port} of {host} cannot be used: {who}; `nowcast up` starts its own server: stop the other one, or set "

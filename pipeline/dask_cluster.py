@@ -31,7 +31,8 @@ def connect(settings: Settings, address: str, workers: int) -> Iterator[tuple[Ex
         WorkerLost: the workers were killed, again and again.
     """
     try:
-        from distributed import Client, KilledWorker, LocalCluster
+        import distributed
+        from distributed import KilledWorker
         from distributed.client import FutureCancelledError
     except ImportError as err:
         raise SettingsError(
@@ -39,12 +40,13 @@ def connect(settings: Settings, address: str, workers: int) -> Iterator[tuple[Ex
         ) from err
     if address != LOCAL and urlsplit(address).scheme not in {"tcp", "tls", "ws", "wss"}:
         raise SettingsError(f"--dask {address}: expected `local` or the address of a scheduler, as tcp://host:8786")
+    untyped: Any = distributed
     with ExitStack() as held:
         if address == LOCAL:
             folder = held.enter_context(Store(settings.root).scratch())
             # processes of one thread: HDF5 in threads crashes
             at: Any = held.enter_context(
-                LocalCluster(
+                untyped.LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,
                     processes=True,
@@ -56,7 +58,7 @@ def connect(settings: Settings, address: str, workers: int) -> Iterator[tuple[Ex
         else:
             at = address
         try:
-            client = held.enter_context(Client(at, timeout=CONNECT_S, set_as_default=False))
+            client = held.enter_context(untyped.Client(at, timeout=CONNECT_S, set_as_default=False))
         except OSError as err:  # TimeoutError is one
             raise StoreUnavailable(f"no Dask scheduler answers at {address} within {CONNECT_S:.0f} s: {err}") from err
         found = client.scheduler_info(n_workers=-1)["workers"]
