@@ -53,6 +53,24 @@ def publish_training(name: str, domains: list[str], result: Any) -> None:
     create_markdown_artifact(text, key=artifact_key("train", name))
 
 
+def publish_housekeeping(done: Any, days: int, problems: list[str]) -> None:
+    """What went, what stays and why, and how many days of the archive were packed."""
+    from prefect.artifacts import create_markdown_artifact
+
+    verb = "would go" if done.dry_run else "went"
+    lines = [f"{len(done.gone)} things, {done.bytes / 1e6:.1f} MB, {verb}; {days} days of the archive were packed"]
+    lines += [
+        f"{one.part} {one.domain} {one.name}: {one.objects} objects, {one.bytes} bytes" for one in done.gone[:200]
+    ]
+    lines += [
+        f"stays: {part} {domain}: {reason} ({count}, such as {name})"
+        for (part, domain, reason), (count, name) in done.stays.items()
+    ]
+    lines += [f"**not done**: {problem}" for problem in problems]
+    text = "\n".join(["# Housekeeping", "", *(f"- {line}" for line in lines)])
+    create_markdown_artifact(hide_secrets(text), key="housekeeping")
+
+
 def artifact_key(flow: str, name: str) -> str:
     """What Prefect allows as a key: lower-case letters, digits and dashes."""
     return f"{flow}-{safe_name(name).lower()}".replace("_", "-").replace(".", "-")

@@ -5,22 +5,38 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
+from contextlib import closing
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 
 from flows.cli_options import Changes, Config, load_settings, now
 from flows.console import errors_to_exit_codes, out
 
 
-def live(config: Config = None, changes: Changes = None) -> None:
+def live(
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only say whether one looked at a feed within five minutes (exit code 3: no)."),
+    ] = False,
+    config: Config = None,
+    changes: Changes = None,
+) -> None:
     """Forecast every domain as its data come, until SIGTERM or Ctrl-C; a second one stands by. Logs on stderr."""
     with errors_to_exit_codes():
-        settings = load_settings(config, changes, verbose=True)
-        from pipeline.live import run_live
+        settings = load_settings(config, changes, verbose=not check)
+        if check:
+            from pipeline.catalog import Catalog
+            from pipeline.heartbeat import check_alive
+            from pipeline.times import iso
 
+            with closing(Catalog(settings.catalog)) as catalog:
+                out.print(f"a feed was looked at at {iso(check_alive(catalog, now()))}", highlight=False)
+            return
         from flows.live import Recorder
         from pipeline import times
+        from pipeline.live import run_live
 
         stop = _stop_at_signals()
         recorder = Recorder(settings)

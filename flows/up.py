@@ -16,16 +16,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import sqlalchemy as sa
-
 from flows.children import MARK, Child, end_marked, fork_guard
 from flows.prefect_link import prefect_environment, server_answers
-from pipeline import catalog as tables
 from pipeline.catalog import Catalog
 from pipeline.errors import RootInUse, SettingsError, StoreUnavailable
+from pipeline.heartbeat import first_issued
 from pipeline.settings import Settings
 from pipeline.storage import Store, process_lives
 
@@ -84,7 +83,7 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
     worker = child("worker", [*worker_command, "--name", socket.gethostname()])
 
     stop = _stop_at_signals()
-    started, began = time.monotonic(), time.time()
+    started, began = time.monotonic(), datetime.now(UTC)
     say(f"{', '.join(sorted(settings.domains))} in {settings.root}; Ctrl-C stops")
     say(f"logs {logs}/*.log, status page {settings.root / 'status' / 'index.html'}")
     to_tend = [live, server]
@@ -101,7 +100,7 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
                 to_tend.append(waiting.pop(0))
                 if to_tend[-1] is worker:
                     say(f"schedules are set, a worker runs them (after {_since(started)})")
-            if not published and (first := _first_forecast(catalog, began)):
+            if not published and (first := _first_product(catalog, began)):
                 published = True
                 say(f"first forecast published after {_since(started)}: {settings.root / first}")
             stop.wait(LOOK_S)
@@ -118,15 +117,11 @@ def _since(started: float) -> str:
     return f"{time.monotonic() - started:.0f} s"
 
 
-def _first_forecast(catalog: Catalog, began: float) -> str | None:
-    """Path of the first product issued since the start; None while there is none or the catalog is busy."""
-    c = tables.cycles.c
-    query = sa.select(c.path).where(c.kind == "issued", c.state == "published", c.issue_time >= began)
+def _first_product(catalog: Catalog, began: datetime) -> str | None:
     try:
-        rows = catalog.read(query.order_by(c.issue_time).limit(1))
+        return first_issued(catalog, began)
     except StoreUnavailable:  # the live process meets the same and says so
         return None
-    return rows[0]["path"] if rows else None
 
 
 def _stop_at_signals() -> threading.Event:

@@ -43,3 +43,7 @@ class ConditionFailed(NowcastError):
 
 class RootInUse(NowcastError):
     """Another process runs the service of this root."""
+
+
+class NotAlive(NowcastError):
+    """The live process shows no sign of life."""
