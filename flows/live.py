@@ -82,13 +82,15 @@ class Recorder:
                 batch, lines = self._batches.get(timeout=0.2)
             except queue.Empty:
                 continue
-            if not server_answers(self._settings.prefect_api_url):
-                continue  # this is the usual case where nobody wants Prefect
             try:
-                record_cycle(self._settings, batch, lines)
+                # none answers: the usual case where nobody wants Prefect
+                if server_answers(self._settings.prefect_api_url):
+                    record_cycle(self._settings, batch, lines)
             except Exception as error:  # forecasts go on, whatever it is
                 log.warning("a batch is not shown in Prefect: %r", error)
                 self._stop.wait(REST_S)
+            finally:
+                self._batches.task_done()
 
 
 def record_cycle(settings: Settings, batch: Batch, lines: list[logging.LogRecord]) -> None:

@@ -30,11 +30,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def nowcast(line: str):
+def nowcast(line: str, **environment: str):
     # no server answers on port 9, so that a developer's own server never takes part
-    result = CliRunner(env={"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200"}).invoke(
-        app, shlex.split(line)
-    )
+    environment = {"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200", **environment}
+    result = CliRunner(env=environment).invoke(app, shlex.split(line))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -93,7 +92,7 @@ def test_run_says_where_the_product_lies(here):
         ("status --set catalog=sqlite:////proc/nowcast/c.sqlite", 4, "cannot be made"),
         ("run small --prefect --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 2, "NOWCAST_CATALOG"),
         ("networks list --config x.toml", 0, "wu2019_radar_3l"),
-        ("catalog upgrade --json", 0, "0002"),
+        ("catalog upgrade --json", 0, "0003"),
         ("status --set catalog=catalog.sqlite", 4, "not a database URL"),
         ("status --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 4, "cannot be used"),
     ],
