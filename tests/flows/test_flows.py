@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.operations import Report
 from tests.flows.test_cli import SMALL, nowcast
 
 START, END = datetime(2024, 6, 1, 2, 0, tzinfo=UTC), datetime(2024, 6, 1, 2, 10, tzinfo=UTC)
@@ -88,21 +89,48 @@ def test_the_view_flow_says_where_the_page_lies(prefect, config):
     assert str(written.page) in artifacts()["view-small"]
     shown = written.page.parent / "viewer.js"
     shown.write_text("changed")
-    view(config=config, only_if_new=True)
+    view("small", START, config=config, only_if_new=True)
     assert shown.read_text() == "changed"  # nothing was new, so nothing was written
 
 
-def test_a_domain_that_fails_does_not_stop_the_others_and_the_run_is_failed(prefect, tmp_path):
+def test_a_domain_that_fails_does_not_stop_the_others(prefect, config):
+    from flows.domains import for_domains
+    from pipeline.errors import NotForecast
+    from pipeline.settings import load
+
+    names = ("bug", "fine", "nothing", "partly")
+    settings = load(Path(config))
+    settings = settings.model_copy(update={"domains": dict.fromkeys(names, settings.domain("small"))})
+
+    def work(name):
+        if name == "bug":
+            raise KeyError("postgresql://u:hush@host/x")
+        if name == "nothing":
+            raise NotForecast("no forecast yet")
+        return Report(name, problems=["a file was unusable"] * (name == "partly"))
+
+    state = for_domains(settings, None, work)
+    assert state.is_failed() and state.message.startswith("bug: KeyError") and "partly: a file" in state.message
+    assert "hush" not in state.message and "nothing" not in state.message
+    assert [report.domain for report in state.data] == ["fine", "partly"]
+    assert for_domains(settings, "fine", work) == [Report("fine")]
+    with pytest.raises(KeyError):  # a person who named the domain gets its error
+        for_domains(settings, "bug", work)
+
+
+def test_a_run_that_did_not_do_all_is_failed_and_says_what(prefect, tmp_path):
     from flows.ingest import ingest
 
-    broken = "[domains.broken]\ncadence_minutes = 10\ngrid = { native = true }\n" + (
-        "source = { kind = 'gridded', reader = 'odim_comp', uri = 'nowhere' }\n"
+    other = SMALL[SMALL.index("[domains.small]") :].replace("small", "other").split("grid =")[0] + (
+        "grid = { native = true }\nsource = { kind = 'gridded', reader = 'odim_comp', uri = 'in' }\n"
     )
-    (tmp_path / "nowcast.toml").write_text(SMALL + broken)
+    (tmp_path / "nowcast.toml").write_text(SMALL + other)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "comp_20240601T020000Z.h5").write_bytes(b"broken")
     state = ingest(None, START, END, config=str(tmp_path / "nowcast.toml"), return_state=True)
-    assert state.name == "Failed" and "broken" in state.message and "nowhere" in state.message
-    [done] = state.result(raise_on_failure=False)
-    assert (done.domain, done.ingest.framed) == ("small", 2)
+    assert state.name == "Failed" and "other: comp_20240601T020000Z.h5" in state.message
+    other_done, small_done = state.result(raise_on_failure=False)
+    assert (other_done.ingest.framed, small_done.ingest.framed) == (0, 2)
 
 
 def test_no_forecast_yet_is_no_failure(prefect, config, tmp_path):
