@@ -53,11 +53,11 @@ def up(settings: Settings, say: Say) -> None:
     host, port = _address(settings)
     if not settings.domains:
         raise SettingsError("no domain is configured; give a settings file with --config or NOWCAST_CONFIG")
-    store = Store(settings.root)
-    with _only_one(store.root, say), closing(Catalog(settings.catalog)) as catalog:
+    Store(settings.root)  # it can be written
+    with _only_one(settings.root, say), closing(Catalog(settings.catalog)) as catalog:
         _check_port(host, port)
-        (store.root / "logs").mkdir(exist_ok=True)
-        mark = f"{store.root}:{os.getpid()}"
+        (settings.root / "logs").mkdir(exist_ok=True)
+        mark = f"{settings.root}:{os.getpid()}"
         guard, held_open = fork_guard(mark, GUARD_PATIENCE_S)
         try:
             _run(settings, catalog, _environment(settings, mark), (host, port), say)
@@ -102,7 +102,7 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
                     say(f"schedules are set, a worker runs them (after {_since(started)})")
             if not published and (first := _first_product(catalog, began)):
                 published = True
-                say(f"first forecast published after {_since(started)}: {settings.root / first}")
+                say(f"first forecast published after {_since(started)}: {first}")
             stop.wait(LOOK_S)
     finally:
         say("stopping; the live process finishes what it has begun")
