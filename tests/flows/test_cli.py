@@ -30,11 +30,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def nowcast(line: str):
+def nowcast(line: str, **environment: str):
     # no server answers on port 9, so that a developer's own server never takes part
-    result = CliRunner(env={"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200"}).invoke(
-        app, shlex.split(line)
-    )
+    environment = {"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200", **environment}
+    result = CliRunner(env=environment).invoke(app, shlex.split(line))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
