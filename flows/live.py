@@ -1,7 +1,7 @@
-"""The live process and Prefect: every batch is recorded as a run of the flow ``cycle``, after its forecasts are out;
-alerts become events.
+"""The live process and Prefect: each batch is recorded as a run of the flow ``cycle``, and alerts become events.
 
-The recording has a thread and a queue of its own, so that a server that is slow, full or gone never delays a forecast.
+That happens after its forecasts are out, in a thread with a queue of its own, so that a server that is slow, full or
+gone never delays a forecast.
 """
 
 import logging

@@ -55,6 +55,7 @@ class Feed:
         retry: cycles that gave no product, and when they are looked at again.
         failure: of a cycle, the last one.
         due_since: when its newest due cycle became due.
+        looked: the feed was looked at since the process began; before, its newest frame is not known.
     """
 
     domain: Domain
@@ -66,6 +67,7 @@ class Feed:
     retry: dict[datetime, datetime] = field(default_factory=dict)
     failure: dict[datetime, str] = field(default_factory=dict)
     due_since: datetime | None = None
+    looked: bool = False
 
 
 class Live:
@@ -106,7 +108,7 @@ class Live:
         now = self.clock.now()
         frames, cycles = self._facts(now)
         due = []
-        for feed in self.feeds:
+        for feed in (one for one in self.feeds if one.looked):
             due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
         if not due:
             return IDLE_S
@@ -173,6 +175,7 @@ class Live:
         feed.backlog.sort()
 
     def _note(self, polled: Polled) -> None:
+        next(feed for feed in self.feeds if feed.domain.name == polled.domain).looked = True
         now = self.clock.now().timestamp()
         values = {"polled_at": now, "fault_at": 0.0, "fault": ""} if polled.result is not None else {}
         with self.catalog.write(polled.domain) as connection:
