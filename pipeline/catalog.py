@@ -64,6 +64,8 @@ volumes = _table(
         "seen_at": sa.Float,  # when an ingest looked at it
     },
 )
+# every poll and every status asks for those of some hours, of millions
+sa.Index("volumes_nominal_time", volumes.c.domain, volumes.c.nominal_time)
 frames = _table(
     "frames",
     {"domain": sa.String(40), "valid_time": sa.BigInteger},
@@ -140,15 +142,24 @@ Row = dict[str, Any]
 class Catalog:
     """One connection pool to the catalog.
 
+    Args:
+        url: of the database.
+        reading: make and change nothing. An SQLite file that does not exist yet then reads as one without rows, and one
+            in a folder that may not be written can be read.
+
     Raises:
         StoreUnavailable: it cannot be reached, or has another schema version.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reading: bool = False) -> None:
         self.url = url
-        self.engine = database.engine(url)
         with self._reachable():
-            self._check_schema()
+            if reading and not database.exists(url):
+                self.engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+                metadata.create_all(self.engine)
+                return
+            self.engine = database.engine(url, reading=reading)
+            self._check_schema(reading)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -225,6 +236,14 @@ class Catalog:
                 keeper.join()
                 _release(self, held)
 
+    def held_leases(self) -> list[Row]:
+        """Leases in force by the database's clock: ``name``, and ``host`` and ``process`` of who holds it."""
+        with self._reachable(), self.engine.connect().execution_options(reading=True) as connection:
+            query = sa.select(leases).where(leases.c.expires_at > database.now(connection)).order_by(leases.c.name)
+            rows = connection.execute(query).mappings().all()
+        owners = [(row["name"], *row["owner"].rpartition(":")[::2]) for row in rows if not _ended_here(row["owner"])]
+        return [{"name": name, "host": on.partition("/")[0], "process": pid} for name, on, pid in owners]
+
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
@@ -235,8 +254,10 @@ class Catalog:
                 cause += "; `nowcast catalog rebuild` keeps it aside and makes a new one from the stores"
             raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} cannot be used: {cause}") from err
 
-    def _check_schema(self) -> None:
+    def _check_schema(self, reading: bool) -> None:
         found = schema_version(self.engine)
+        if found is None and reading:
+            raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} has no tables; `nowcast catalog upgrade`")
         if found is None:
             upgrade(self.url)
         elif found != SCHEMA:

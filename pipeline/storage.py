@@ -36,16 +36,23 @@ class Stored:
 class Store:
     """A local folder that holds archive, products, scores, reports, quarantine and journal.
 
+    Args:
+        root: the folder.
+        reading: make nothing; the folder may be read-only, or not there yet.
+
     Raises:
         StoreUnavailable: the folder cannot be made or written, or was made by a newer version.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reading: bool = False) -> None:
         self.root = root
         self.temporary = root / "tmp"
         marker = root / "format.json"
+        if reading and not marker.is_file():
+            return
         try:
-            self.temporary.mkdir(parents=True, exist_ok=True)
+            if not reading:
+                self.temporary.mkdir(parents=True, exist_ok=True)
             if not marker.is_file():
                 with self.publish(marker) as path:
                     path.write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
