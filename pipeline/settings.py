@@ -32,7 +32,7 @@ class Live(Frozen):
         ingest_processes: that take in data beside the forecasts; 0 takes it in in the process itself.
     """
 
-    poll_s: float = Field(5.0, ge=0.2, le=600)
+    poll_s: float = Field(2.0, ge=0.2, le=600)
     batch_wait_s: float = Field(5.0, ge=0, le=120)
     ingest_processes: int = Field(1, ge=0, le=64)
 
