@@ -6,6 +6,7 @@ The live process starts at once: forecasts do not wait for Prefect.
 import fcntl
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from flows.children import MARK, Child, end_marked, fork_guard
@@ -40,6 +42,8 @@ LOOK_S = 0.5
 KEEP_RUNS_DAYS, KEEP_EVENTS_DAYS = 7, 2
 
 Say = Callable[[str], None]
+
+log = logging.getLogger(__name__)
 
 
 def up(settings: Settings, say: Say) -> None:
@@ -95,6 +99,7 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
                 one.tend()
             if not answered and server_answers(settings.prefect_api_url):
                 answered = True
+                _crash_lost_runs(settings.prefect_api_url)
                 say(f"Prefect shows flows at http://{_address_text(host, port)} (after {_since(started)})")
             if answered and waiting and (not to_tend[-1].once or to_tend[-1].done):
                 to_tend.append(waiting.pop(0))
@@ -110,6 +115,24 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
         worker.stop(WORKER_STOP_S)
         server.stop(SERVER_STOP_S)
         say("stopped")
+
+
+def _crash_lost_runs(api_url: str) -> None:
+    """End in Prefect what a killed worker had begun; such runs keep their deployment's only slot for ever."""
+    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    crashed = {"state": {"type": "CRASHED", "message": "its worker was killed"}}
+    try:
+        for run in _post(f"{api_url}/flow_runs/filter", {"flow_runs": states}):
+            if run["deployment_id"] is not None:
+                _post(f"{api_url}/flow_runs/{run['id']}/set_state", crashed)
+    except (OSError, ValueError) as err:  # schedules start all the same
+        log.warning("runs of before could not be ended in Prefect: %s", err)
+
+
+def _post(url: str, content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
+        return json.loads(answer.read(10_000_000))
 
 
 def _since(started: float) -> str:

@@ -190,11 +190,14 @@ def _work_of_dask(
     now: datetime,
 ) -> list[Outcome]:
     """One chunk on a worker that serves whoever asks; it keeps what it has loaded until other settings come."""
+    import dask
+
     global _worker
     if _worker is None or (_worker.settings, _worker.domain) != (settings, domain):
         if _worker is not None:
             _worker.close()
         logs.configure(settings.log_format)
         _worker = _Worker(settings, domain)
-    with logs.log_context(**context):
+    # in a worker xarray would take its locks from the scheduler, for every variable of a file of ours alone
+    with dask.config.set(scheduler="synchronous"), logs.log_context(**context):
         return _worker.issue(reference_times, kind, Clock(now))

@@ -31,7 +31,7 @@ def test_every_variable_is_a_setting(path: Path):
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_every_command_of_ours_exists(path: Path):
-    said = re.findall(r"(?:bin/nowcast |`nowcast |CMD \[\"|nowcast, )([a-z]+)\b", path.read_text())
+    said = re.findall(r"(?:=.*bin/nowcast |`nowcast |CMD \[\"|command: \[nowcast, )([a-z]+)\b", path.read_text())
     assert set(said) <= commands() | {"catalog"}, path
 
 

@@ -76,6 +76,9 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.states import Pending, Running
+
+    from flows.up import _crash_lost_runs
 
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="nowcast", type="process"), overwrite=True)
@@ -105,4 +108,10 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": watchdog.id}, json={"min_runs": 3})
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id={"any_": [watchdog.id]}))
         assert len(runs) >= 3 and {run.state_name for run in runs} == {"Scheduled"}
+        # a worker that was killed leaves a run that keeps the deployment's only slot
+        client.set_flow_run_state(runs[0].id, Pending())
+        client.set_flow_run_state(runs[0].id, Running())
+        _crash_lost_runs(prefect)
+        assert client.read_flow_run(runs[0].id).state_name == "Crashed"
+        assert client.set_flow_run_state(runs[1].id, Pending()).state.is_pending(), "the slot is free again"
         client.delete_deployment(watchdog.id)
