@@ -22,9 +22,9 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         from pipeline.status import status as read_status
 
         settings = load_settings(config, changes)
-        from pipeline.storage import Store
+        from pipeline.storage import open_store
 
-        store = Store(settings.root)
+        store = open_store(settings)
         rows = read_status(Catalog(settings.catalog), sorted(settings.domains))
         if as_json:
             console.print_json(rows)
@@ -48,7 +48,7 @@ def status(config: Config = None, changes: Changes = None, as_json: AsJson = Fal
         for row in rows:
             if row.newest_problem:
                 out.print(f"[yellow]{row.domain}:[/] newest unusable file: {escape(row.newest_problem)}")
-            if not row.frames and store.archive(row.domain).is_dir():
+            if not row.frames and store.folders(store.archive(row.domain)):
                 out.print(f"[yellow]{row.domain}:[/] its archive is not in the catalog; run `nowcast catalog rebuild`")
         if not rows:
             out.print("no domain is configured; give a settings file with --config")
@@ -78,12 +78,16 @@ def models_list(config: Config = None, changes: Changes = None, as_json: AsJson 
     """Shipped models and those trained in this root."""
     with errors_to_exit_codes():
         from models import checkpoint
+        from pipeline.storage import open_store
 
-        settings = load_settings(config, changes)
-        places = {"shipped": checkpoint.PRETRAINED, "trained here": settings.root / "models"}
+        store = open_store(load_settings(config, changes))
+        places = {
+            "shipped": sorted(checkpoint.PRETRAINED.glob("*/card.json")),
+            "trained here": [store.get(path) for path in store.glob(store.models(), "*/card.json")],
+        }
         rows: list[dict[str, Any]] = []
-        for where, folder in places.items():
-            for path in sorted(folder.glob("*/card.json")):
+        for where, cards in places.items():
+            for path in cards:
                 try:
                     card = checkpoint.read_card(path.parent)
                 except checkpoint.CheckpointError as err:
@@ -118,10 +122,11 @@ def models_show(name: str, config: Config = None, changes: Changes = None, as_js
 
         from models import checkpoint
         from pipeline.errors import SettingsError
+        from pipeline.storage import open_store
 
-        settings = load_settings(config, changes)
+        store = open_store(load_settings(config, changes))
         try:
-            card = checkpoint.read_card(checkpoint.find(name, (settings.root / "models",)))
+            card = checkpoint.read_card(checkpoint.find(name, (store.models(name),)))
         except checkpoint.CheckpointError as err:
             raise SettingsError(str(err)) from err
         console.print_json(dataclasses.asdict(card))

@@ -87,11 +87,11 @@ def rebuild(
 
 
 def _unknown_domains(domains: list[Domain], store: Store, catalog: Catalog) -> list[str]:
-    folders = [path for part in ("archive", "products") for path in (store.root / part).glob("*") if path.is_dir()]
+    folders = {name for part in ("archive", "products") for name in store.folders(store.root / part)}
     named = {domain.name for domain in domains}
     for table in (tables.frames, tables.cycles):
         named |= {row["domain"] for row in catalog.read(sa.select(table.c.domain).distinct())}
-    return sorted({path.name for path in folders} - named)
+    return sorted(folders - named)
 
 
 def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[str, int, int], None]) -> list[Row]:
@@ -127,11 +127,11 @@ def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[s
 
 def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
     rows = []
-    for path in sorted((store.root / "products" / domain.name).rglob("*.nc")):
+    for path in store.glob(store.root / "products" / domain.name, "**/*.nc"):
         if "." in path.stem:  # what lies beside a product: baselines, references
             continue
         try:
-            rows.append(cycle_row(domain, store.relative(path), path, store.baselines(path)))
+            rows.append(cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path))))
         except (OSError, ValueError, KeyError) as err:
             result.damaged.append((store.relative(path), str(err)))
     return rows
@@ -139,10 +139,10 @@ def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
 
 def _scores(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
     rows = []
-    for path in sorted((store.root / "verification" / domain.name).rglob("*.nc")):
+    for path in store.glob(store.root / "verification" / domain.name, "**/*.nc"):
         kind, model = path.parts[-3], path.parts[-2]
         try:
-            digest = packing.read_digest(path)
+            digest = packing.read_digest(store.get(path))
         except (OSError, ValueError) as err:
             result.damaged.append((store.relative(path), str(err)))
             continue

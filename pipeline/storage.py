@@ -1,14 +1,20 @@
-"""The root: where every kind of file lies, and how a file appears there whole or not at all."""
+"""The root: where every kind of file lies, and how a file appears there whole or not at all.
 
+Paths below the root are names; what reads, writes, lists or removes what they name are the methods of the Store.
+"""
+
+import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +22,7 @@ from typing import Any
 
 from pipeline import times
 from pipeline.errors import StoreUnavailable
+from pipeline.settings import Settings
 
 FORMAT_VERSION = 1
 TEMPORARY_AGE_S = 3600.0
@@ -44,6 +51,13 @@ class Store:
             raise StoreUnavailable(
                 f"the root {root} has format {found}, this version reads {FORMAT_VERSION}; use the version that made it"
             )
+
+    def __eq__(self, other: object) -> bool:
+        """Stores of one place are one."""
+        return isinstance(other, Store) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
 
     def archive(self, domain: str) -> Path:
         """Folder of the daily Zarr stores."""
@@ -86,9 +100,12 @@ class Store:
         """Default folder of the forecast page."""
         return self.root / "view" / domain
 
-    def models(self) -> Path:
-        """Checkpoints trained here."""
-        return self.root / "models"
+    def models(self, name: str = "") -> Path:
+        """Folder of the checkpoints trained here; that of ``name``, if there is one, is at hand to be loaded."""
+        folder = self.root / "models"
+        if name and name == safe_name(name):
+            self.fetch(folder / name)
+        return folder
 
     def quarantine(self, domain: str, key: str, sha256: str) -> Path:
         """Where a file that cannot be used is kept: its checksum makes the name unique, its key readable."""
@@ -97,6 +114,79 @@ class Store:
     def relative(self, path: Path) -> str:
         """Path below the root, as the catalog keeps it."""
         return path.relative_to(self.root).as_posix()
+
+    def get(self, path: Path) -> Path:
+        """The path itself, where the file as it stands now can be opened.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        return path
+
+    def fetch(self, folder: Path) -> Path:
+        """The folder itself, where all its files as they stand now can be opened; it may have none."""
+        return folder
+
+    def send(self, folder: Path) -> None:
+        """Make a folder that was written at its place, not by ``publish``, part of the store."""
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file."""
+        return self.size(path) is not None
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file; None if there is none."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def glob(self, folder: Path, pattern: str) -> list[Path]:
+        """Files below a folder by a pattern of ``Path.glob``, in order."""
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the folders directly below one, in order."""
+        return sorted(path.name for path in folder.glob("*") if path.is_dir())
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; it is no error if there is none."""
+        with _writing(path):
+            path.unlink(missing_ok=True)
+
+    def move(self, path: Path, to: Path) -> None:
+        """Give a file another name.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        with _writing(to):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, to)
+
+    def update(self, path: Path, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Write what ``change`` makes of a small file's content, and of nothing in between.
+
+        Args:
+            change: from the content (None: there is no file) to the new one (None: leave it); it may be asked again,
+                if another process was faster, and must then decide by what stands now.
+        """
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            content = change(path.read_bytes() if path.is_file() else None)
+            if content is not None:
+                with self.publish(path) as temporary:
+                    temporary.write_bytes(content)
+        finally:
+            os.close(folder)
 
     @contextmanager
     def publish(self, path: Path) -> Iterator[Path]:
@@ -154,10 +244,15 @@ class Store:
     def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
         """Append an entry to ``journal/DATE``."""
         path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
-        self.append_line(path, {"recorded_at": times.iso(now), **entry})
+        self.append_line(path, now, {"recorded_at": times.iso(now), **entry})
 
-    def append_line(self, path: Path, entry: dict[str, Any]) -> None:
-        """Append one line of JSON to a file; one write, so that lines of two processes never mix."""
+    def append_line(self, path: Path, time: datetime, entry: dict[str, Any]) -> None:
+        """Append one line of JSON to a record; one write, so that lines of two processes never mix.
+
+        Args:
+            path: ends in ``.jsonl``.
+            time: of the entry, which orders them where nothing can be appended.
+        """
         line = json.dumps(entry, sort_keys=True, default=str)
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,14 +265,29 @@ class Store:
             finally:
                 os.close(descriptor)
 
+    def read_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Entries of a record, oldest first; a line cut off by a crash is skipped."""
+        if path.is_file():
+            yield from whole_lines(path.read_text(encoding="utf-8"))
+
     def read_journal(self) -> Iterator[dict[str, Any]]:
-        """Every entry, oldest first; a line cut off by a crash is skipped."""
-        for path in sorted((self.root / "journal").glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        """Every entry, oldest first."""
+        for path in self.glob(self.root / "journal", "*.jsonl"):
+            yield from self.read_lines(path)
+
+
+def whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The lines of JSON that are whole."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of the settings."""
+    return Store(settings.root)
 
 
 def safe_name(text: str) -> str:

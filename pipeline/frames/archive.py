@@ -5,7 +5,7 @@ slot n of a day is midnight + n cadences.
 The chunk is one slot, so a frame is one file that is replaced atomically and two writers never share one.
 """
 
-import asyncio
+import contextlib
 import hashlib
 import json
 import uuid
@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
 from zarr.errors import ContainsArrayError, ContainsGroupError
-from zarr.storage import LocalStore
 
 from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
+from pipeline.frames.zarr_stores import zarr_store
 from pipeline.grids import Grid
 from pipeline.storage import Store
 
@@ -63,25 +62,6 @@ class FrameSource:
         )
 
 
-class _DurableFolder(LocalStore):
-    """Zarr objects through ``Store.publish``: atomic, flushed to disk, temporaries that name their process."""
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        super().__init__(folder)
-        self._store = store
-
-    async def set(self, key: str, value: Buffer) -> None:
-        def publish() -> None:
-            with self._store.publish(self.root / key) as path:
-                path.write_bytes(value.as_buffer_like())
-
-        await asyncio.to_thread(publish)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not (self.root / key).exists():
-            await self.set(key, value)
-
-
 class Archive:
     """Frames of one domain.
 
@@ -118,7 +98,7 @@ class Archive:
                 self._write_about(source)
             elif not _same(standing.to_json(), source.to_json()):
                 raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
-            if day not in self._opened and not (path / "frames" / "zarr.json").is_file():
+            if day not in self._opened and not self.store.has(path / "frames" / "zarr.json"):
                 self._create(path, self._attributes(source), frame.state.shape)
             self._open(day)[slot] = np.concatenate((frame.pixels, frame.state[None]))
         except (OSError, ValueError, KeyError, RuntimeError) as err:
@@ -141,7 +121,7 @@ class Archive:
     def _read(self, time: datetime) -> Frame | None:
         day, slot = self._slot(time)
         self.source()
-        if not (self._path(day) / "frames" / "c" / str(slot)).is_dir():
+        if not self.store.has(self._object(day, slot)):
             return None
         try:
             planes = np.asarray(self._open(day)[slot])
@@ -154,15 +134,9 @@ class Archive:
     def set_aside(self, time: datetime) -> None:
         """Move the damaged object of a frame to the quarantine, so that its source can be taken in again."""
         day, slot = self._slot(time)
-        path = self._path(day) / "frames" / "c" / str(slot)
         target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-        except FileNotFoundError:
-            return  # another process was first
-        except OSError as err:
-            raise StoreUnavailable(f"the damaged frame {path} cannot be set aside: {err}") from err
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            self.store.move(self._object(day, slot), target)
 
     def source(self) -> FrameSource | None:
         """What all frames share; None if there is no frame yet.
@@ -171,9 +145,11 @@ class Archive:
             SettingsError: the archive was made with other settings than the domain has now.
             StoreUnavailable: it has a format that this version does not read.
         """
-        if self._source is None and self._about.is_file():
+        if self._source is None:
             try:
-                found = json.loads(self._about.read_text())
+                found = json.loads(self.store.get(self._about).read_text())
+            except FileNotFoundError:
+                return None
             except ValueError as err:
                 raise StoreUnavailable(f"{self._about} is damaged: {err}") from err
             if found.get("format_version") != FORMAT_VERSION:
@@ -194,14 +170,18 @@ class Archive:
         """Instants of all frames in the archive, in order."""
         self.source()
         found = []
-        for path in sorted(self.folder.glob("[0-9]*/[0-9]*/[0-9]*.zarr")):
-            day = times.parse_time("-".join((path.parts[-3], path.parts[-2], path.stem)))
-            slots = sorted(int(p.name) for p in (path / "frames" / "c").glob("[0-9]*"))
-            found += [day + slot * self.domain.cadence for slot in slots]
-        return found
+        for path in self.store.glob(self.folder, "[0-9]*/[0-9]*/[0-9]*.zarr/frames/c/[0-9]*/0/0/0"):
+            year, month, day, _, _, slot, *_ = path.relative_to(self.folder).parts
+            midnight = times.parse_time(f"{year}-{month}-{day.removesuffix('.zarr')}")
+            found.append(midnight + int(slot) * self.domain.cadence)
+        return sorted(found)
 
     def _path(self, day: datetime) -> Path:
         return self.folder / f"{day:%Y/%m/%d}.zarr"
+
+    def _object(self, day: datetime, slot: int) -> Path:
+        """The one object of a frame."""
+        return self._path(day) / "frames" / "c" / str(slot) / "0" / "0" / "0"
 
     def _slot(self, time: datetime) -> tuple[datetime, int]:
         if not times.is_slot(time, self.domain.cadence):
@@ -234,7 +214,7 @@ class Archive:
         """Write the metadata. Two processes that do so at once write the same bytes."""
         slots, planes = timedelta(days=1) // self.domain.cadence, len(self.domain.products) + 1
         try:
-            group = zarr.open_group(_DurableFolder(self.store, path), mode="a", attributes=attributes)
+            group = zarr.open_group(zarr_store(self.store, path), mode="a", attributes=attributes)
             group.create_array(
                 "frames",
                 shape=(slots, planes, *shape),
@@ -250,7 +230,7 @@ class Archive:
 
     def _open(self, day: datetime) -> Any:
         if day not in self._opened:
-            group = zarr.open_group(_DurableFolder(self.store, self._path(day)), mode="r+")
+            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+")
             self._opened[day] = group["frames"]
         return self._opened[day]
 

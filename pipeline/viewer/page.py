@@ -54,7 +54,7 @@ def write_page(
     row = newest_forecast(domain, catalog, reference_time)
     library = _library(HERE / "vendor")
     path = store.root / row["path"]
-    if not path.is_file():
+    if not store.has(path):
         raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
     content, image = read_forecast(domain, store, path)
     folder = out or store.view(domain.name)
@@ -67,7 +67,7 @@ def write_page(
     data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
     _publish(store, data, script("nowcastData", {"file": data.name, **content}))
     _publish(store, folder / "latest.js", script("nowcastLatest", {"file": data.name}))
-    _remove_old(folder, data)
+    _remove_old(store, folder, data)
     return ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
 
 
@@ -120,14 +120,14 @@ def _coast(world: bytes, image: MercatorImage) -> dict[str, Any]:
 
 def _publish(store: Store, path: Path, content: bytes) -> None:
     """Write a file unless it has this content already; a copy of the folder elsewhere then has less to move."""
-    if path.is_file() and path.read_bytes() == content:
+    if store.has(path) and store.get(path).read_bytes() == content:
         return
     with store.publish(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _remove_old(folder: Path, newest: Path) -> None:
+def _remove_old(store: Store, folder: Path, newest: Path) -> None:
     """Keep the newest files of frames, which open pages may still read; nothing of another name is touched."""
-    ours = sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name) and path != newest)
+    ours = [path for path in store.glob(folder, "*") if DATA_FILE.fullmatch(path.name) and path != newest]
     for path in ours[: max(0, len(ours) - (KEPT - 1))]:
-        path.unlink(missing_ok=True)
+        store.remove(path)
