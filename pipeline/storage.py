@@ -29,35 +29,45 @@ TEMPORARY_AGE_S = 3600.0
 
 
 class Store:
-    """A local folder that holds archive, products, scores, reports, quarantine and journal.
+    """A local folder, or a bucket (``BucketStore``), with archive, products, scores, reports, quarantine and journal.
 
     Raises:
         StoreUnavailable: the folder cannot be made or written, or was made by a newer version.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.temporary = root / "tmp"
-        marker = root / "format.json"
+        self.root, self.temporary = root, root / "tmp"
+        self.name = str(root)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what is missing, and look at the format."""
+        ours = (json.dumps({"format_version": FORMAT_VERSION}) + "\n").encode()
+        found = ours
+
+        def unless_there(standing: bytes | None) -> bytes | None:
+            nonlocal found
+            found = ours if standing is None else standing
+            return ours if standing is None else None
+
         try:
             self.temporary.mkdir(parents=True, exist_ok=True)
-            if not marker.is_file():
-                with self.publish(marker) as path:
-                    path.write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
-            found = json.loads(marker.read_text()).get("format_version")
+            self.update(self.root / "format.json", unless_there)
+            version = json.loads(found).get("format_version")
         except (OSError, ValueError) as err:
-            raise StoreUnavailable(f"the root {root} cannot be used: {err}") from err
-        if found != FORMAT_VERSION:
+            raise StoreUnavailable(f"the root {self.name} cannot be used: {err}") from err
+        if version != FORMAT_VERSION:
             raise StoreUnavailable(
-                f"the root {root} has format {found}, this version reads {FORMAT_VERSION}; use the version that made it"
+                f"the root {self.name} has format {version}, this version reads {FORMAT_VERSION}; "
+                "use the version that made it"
             )
 
     def __eq__(self, other: object) -> bool:
-        """Stores of one place are one."""
-        return isinstance(other, Store) and other.root == self.root
+        """Stores of one place, with one cache, are one."""
+        return isinstance(other, Store) and (other.root, other.name) == (self.root, self.name)
 
     def __hash__(self) -> int:
-        return hash(self.root)
+        return hash((self.root, self.name))
 
     def archive(self, domain: str) -> Path:
         """Folder of the daily Zarr stores."""
@@ -154,7 +164,7 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Remove a file; it is no error if there is none."""
-        with _writing(path):
+        with writing(path):
             path.unlink(missing_ok=True)
 
     def move(self, path: Path, to: Path) -> None:
@@ -165,7 +175,7 @@ class Store:
         """
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
-        with _writing(to):
+        with writing(to):
             to.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, to)
 
@@ -176,17 +186,23 @@ class Store:
             change: from the content (None: there is no file) to the new one (None: leave it); it may be asked again,
                 if another process was faster, and must then decide by what stands now.
         """
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with self.locked(path.parent):
             content = change(path.read_bytes() if path.is_file() else None)
             if content is not None:
                 with self.publish(path) as temporary:
                     temporary.write_bytes(content)
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Keep other processes of this machine from changing a file of a folder by ``update``."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
     @contextmanager
     def publish(self, path: Path) -> Iterator[Path]:
@@ -203,7 +219,7 @@ class Store:
     def new_file(self, path: Path) -> Iterator[Path]:
         """A temporary path for what may become ``path``; removed when the block ends, unless ``put`` moved it."""
         inside = path.is_relative_to(self.root)  # a rename cannot cross file systems
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = (self.temporary if inside else path.parent) / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
             try:
@@ -213,7 +229,7 @@ class Store:
 
     def put(self, temporary: Path, path: Path) -> None:
         """Make a temporary file durable under its name."""
-        with _writing(path):
+        with writing(path):
             flush(temporary)
             os.replace(temporary, path)
             flush(path.parent)
@@ -222,7 +238,7 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A temporary folder below the root, removed when the block ends."""
         with (
-            _writing(self.temporary),
+            writing(self.temporary),
             tempfile.TemporaryDirectory(dir=self.temporary, prefix=_owner(), ignore_cleanup_errors=True) as folder,
         ):
             yield Path(folder)
@@ -254,7 +270,7 @@ class Store:
             time: of the entry, which orders them where nothing can be appended.
         """
         line = json.dumps(entry, sort_keys=True, default=str)
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -286,8 +302,12 @@ def whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def open_store(settings: Settings) -> Store:
-    """The store of the settings."""
-    return Store(settings.root)
+    """The store of the settings: a bucket if they name one, else the root itself."""
+    if not settings.store:
+        return Store(settings.root)
+    from pipeline.bucket_store import open_bucket_store
+
+    return open_bucket_store(settings)
 
 
 def safe_name(text: str) -> str:
@@ -301,7 +321,8 @@ def _owner() -> str:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What the system says when a file cannot be written, as an error for people."""
     try:
         yield
     except OSError as err:
