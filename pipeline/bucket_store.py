@@ -53,6 +53,10 @@ class BucketStore(Store):
         """The object's key below the bucket's prefix; None of a path outside, which is a local file."""
         return self.relative(path) if path.is_relative_to(self.root) else None
 
+    def _prefix(self, folder: Path) -> str:
+        """Of the keys below a folder."""
+        return "" if folder == self.root else f"{self.relative(folder)}/"
+
     def get(self, path: Path) -> Path:
         """As in a folder; the bucket is asked which version stands, and it is fetched if the copy is another."""
         if (key := self.key(path)) is None:
@@ -64,7 +68,7 @@ class BucketStore(Store):
 
     def fetch(self, folder: Path) -> Path:
         """As in a folder; what the bucket does not have any more is dropped."""
-        there = {self.root / info.key: info.etag for info in self.bucket.list(f"{self.relative(folder)}/")}
+        there = {self.root / info.key: info.etag for info in self.bucket.list(self._prefix(folder))}
         for path, etag in there.items():
             self._bring(path, etag)
         for mark in folder.rglob(".*.etag"):
@@ -89,15 +93,15 @@ class BucketStore(Store):
 
     def glob(self, folder: Path, pattern: str) -> list[Path]:
         """Of the objects; their copies need not be there."""
-        if (key := self.key(folder)) is None:
+        if self.key(folder) is None:
             return super().glob(folder, pattern)
-        wanted, prefix = pattern.split("/"), f"{key}/"
+        wanted, prefix = pattern.split("/"), self._prefix(folder)
         keys = (info.key for info in self.bucket.list(prefix))
         return sorted(self.root / key for key in keys if _fits(key.removeprefix(prefix).split("/"), wanted))
 
     def folders(self, folder: Path) -> list[str]:
         """Of the objects."""
-        return sorted(self.bucket.folders(f"{self.relative(folder)}/"))
+        return sorted(self.bucket.folders(self._prefix(folder)))
 
     def remove(self, path: Path) -> None:
         """The object and its copy."""
@@ -125,7 +129,7 @@ class BucketStore(Store):
         key = self.relative(path)
         content: bytes | None = None
         # the lock is for the processes of this machine, in case the server ignores conditions
-        with self.locked(self.temporary):
+        with self.locked(path.parent):
             for _ in range(ATTEMPTS):
                 standing, etag = self.bucket.read(key, MOST_BYTES) or (None, None)
                 if content is not None and standing == content:

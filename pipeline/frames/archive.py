@@ -121,7 +121,7 @@ class Archive:
     def _read(self, time: datetime) -> Frame | None:
         day, slot = self._slot(time)
         self.source()
-        if not self.store.has(self._object(day, slot)):
+        if day not in self._opened and not self.store.has(self._object(day, slot)):
             return None
         try:
             planes = np.asarray(self._open(day)[slot])
@@ -214,7 +214,7 @@ class Archive:
         """Write the metadata. Two processes that do so at once write the same bytes."""
         slots, planes = timedelta(days=1) // self.domain.cadence, len(self.domain.products) + 1
         try:
-            group = zarr.open_group(zarr_store(self.store, path), mode="a", attributes=attributes)
+            group = zarr.open_group(zarr_store(self.store, path), mode="a", zarr_format=3, attributes=attributes)
             group.create_array(
                 "frames",
                 shape=(slots, planes, *shape),
@@ -230,7 +230,7 @@ class Archive:
 
     def _open(self, day: datetime) -> Any:
         if day not in self._opened:
-            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+")
+            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
             self._opened[day] = group["frames"]
         return self._opened[day]
 

@@ -97,7 +97,6 @@ def _client(access: S3Access, bucket: str, prefix: str) -> Any:
         prefix=prefix,
         region=access.region,
         virtual_hosted_style_request=not access.endpoint_url,
-        checksum_algorithm="SHA256",
         client_options={"timeout": timeout, "connect_timeout": timeout, "allow_http": True},
         retry_config={"max_retries": access.retries, "retry_timeout": timeout * (access.retries + 1)},
         **how,
