@@ -89,6 +89,9 @@ def test_the_whole_chain_gives_what_it_gives_in_a_folder(in_bucket, domain, tmp_
     assert contents(machine) == contents(folder) and len(contents(folder)) == 5
     for part in ("archive", "products", "verification", "reports", "view"):
         assert names(machine, part) == names(folder, part) != set()
+    bucket = open_store(machine).bucket
+    page = bucket._client.head_object(Bucket=bucket.bucket, Key=f"{bucket.prefix}view/small/index.html")
+    assert page["ContentType"] == "text/html"
     # a machine that was lost: nothing is left but the bucket
     known = digests(machine)
     shutil.rmtree(machine.root)
