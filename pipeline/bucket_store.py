@@ -129,7 +129,7 @@ class BucketStore(Store):
         key = self.relative(path)
         content: bytes | None = None
         # the lock is for the processes of this machine, in case the server ignores conditions
-        with self.locked(path.parent):
+        with self.locked():
             for _ in range(ATTEMPTS):
                 standing, etag = self.bucket.read(key, MOST_BYTES) or (None, None)
                 if content is not None and standing == content:

@@ -186,20 +186,21 @@ class Store:
             change: from the content (None: there is no file) to the new one (None: leave it); it may be asked again,
                 if another process was faster, and must then decide by what stands now.
         """
-        with self.locked(path.parent):
+        with self.locked():
             content = change(path.read_bytes() if path.is_file() else None)
             if content is not None:
                 with self.publish(path) as temporary:
                     temporary.write_bytes(content)
 
     @contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
-        """Keep other processes of this machine from changing a file of a folder by ``update``."""
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
+    def locked(self) -> Iterator[None]:
+        """Let nobody else ``update`` a file of this root, also from another machine that has it mounted."""
+        lock = self.temporary.parent / ".lock"
+        with writing(lock):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with writing(lock):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
