@@ -1,5 +1,6 @@
 """The store in an S3 bucket. The bucket is the truth; the files below ``root/cache`` are copies of what was used."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConditionFailed, StoreUnavailable
-from pipeline.objects import LARGEST_PUT, Bucket, conditional_writes, split_uri
+from pipeline.objects import LARGEST_PUT, Bucket, ObjectInfo, conditional_writes, split_uri
 from pipeline.settings import Settings
 from pipeline.storage import Store, whole_lines, writing
 
@@ -57,6 +58,12 @@ class BucketStore(Store):
         """Of the keys below a folder."""
         return "" if folder == self.root else f"{self.relative(folder)}/"
 
+    def _listed(self, folder: Path) -> Iterator[ObjectInfo]:
+        """Objects below a folder; one whose key is no path, or leads out of the cache, is not ours."""
+        for info in self.bucket.list(self._prefix(folder)):
+            if {"", ".", ".."}.isdisjoint(info.key.split("/")):
+                yield info
+
     def get(self, path: Path) -> Path:
         """As in a folder; the bucket is asked which version stands, and it is fetched if the copy is another."""
         if (key := self.key(path)) is None:
@@ -68,7 +75,7 @@ class BucketStore(Store):
 
     def fetch(self, folder: Path) -> Path:
         """As in a folder; what the bucket does not have any more is dropped."""
-        there = {self.root / info.key: info.etag for info in self.bucket.list(self._prefix(folder))}
+        there = {self.root / info.key: info.etag for info in self._listed(folder)}
         for path, etag in there.items():
             self._bring(path, etag)
         for mark in folder.rglob(".*.etag"):
@@ -82,7 +89,7 @@ class BucketStore(Store):
         for path in sorted(
             (path for path in folder.rglob("*") if _is_content(path)), key=lambda p: p.suffix == ".json"
         ):
-            self._mark(path, self.bucket.put(path, self.relative(path)))
+            self._mark(path, self.bucket.put(path, self.relative(path)), _identity(path))
 
     def size(self, path: Path) -> int | None:
         """Of the object."""
@@ -96,7 +103,7 @@ class BucketStore(Store):
         if self.key(folder) is None:
             return super().glob(folder, pattern)
         wanted, prefix = pattern.split("/"), self._prefix(folder)
-        keys = (info.key for info in self.bucket.list(prefix))
+        keys = (info.key for info in self._listed(folder))
         return sorted(self.root / key for key in keys if _fits(key.removeprefix(prefix).split("/"), wanted))
 
     def folders(self, folder: Path) -> list[str]:
@@ -170,9 +177,9 @@ class BucketStore(Store):
         """Have a copy of that version, or of a newer one; False if the object is gone."""
         mark = _mark_of(path)
         if _etag_of(path, mark) == etag:
-            with writing(mark):
-                mark.touch()
-            return True
+            with contextlib.suppress(FileNotFoundError):  # dropped this moment
+                os.utime(mark)
+                return True
         with self.new_file(path) as temporary:
             try:
                 info = self.bucket.get(self.relative(path), temporary, LARGEST_PUT)
@@ -182,15 +189,15 @@ class BucketStore(Store):
         return True
 
     def _keep(self, temporary: Path, path: Path, etag: str) -> None:
-        size = temporary.stat().st_size
+        identity, size = _identity(temporary), temporary.stat().st_size  # before others can put theirs in its place
         os.replace(temporary, path)
-        self._mark(path, etag)
+        self._mark(path, etag, identity)
         self._bound(size)
 
-    def _mark(self, path: Path, etag: str) -> None:
+    def _mark(self, path: Path, etag: str, identity: tuple[str, ...]) -> None:
         """Say which version a copy is; of two that are written at once the mark fits one, or none, never the other."""
         with self.new_file(path) as temporary:
-            temporary.write_text(" ".join((etag, *_identity(path))))
+            temporary.write_text(" ".join((etag, *identity)))
             os.replace(temporary, _mark_of(path))
 
     def _bound(self, added: int) -> None:
@@ -209,8 +216,11 @@ class BucketStore(Store):
         for when, size, mark in sorted(used):
             if total <= self._most_bytes or clock.time() - when < IN_USE_S:
                 return
-            if mark.relative_to(self.root).parts[0] not in NEVER_DROPPED:
-                _drop(mark)
+            if mark.relative_to(self.root).parts[0] in NEVER_DROPPED:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if mark.stat().st_mtime == when:  # not used since
+                    _drop(mark)
                 total -= size
 
 
@@ -262,7 +272,7 @@ def _is_content(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _identity(path: Path) -> tuple[str, str, str]:
+def _identity(path: Path) -> tuple[str, ...]:
     found = path.stat()
     return str(found.st_ino), str(found.st_size), str(found.st_mtime_ns)
 

@@ -278,6 +278,42 @@ def test_a_copy_that_is_not_what_was_fetched_is_fetched_again(stores):
         assert one.get(path).read_bytes() == b"newest."
 
 
+def test_two_processes_that_fetch_at_once_keep_no_wrong_mark(stores, monkeypatch):
+    one, other = stores
+    path = write(one, "products/a.nc", b"old")
+    write(other, "products/a.nc", b"mid")
+    replaced, replace = [], os.replace
+
+    def overtaken(source, target):
+        replace(source, target)
+        if not replaced:  # another process of this machine fetches a newer version meanwhile
+            replaced.append(target)
+            write(other, "products/a.nc", b"new")
+            one.get(path)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    one.get(path)
+    assert replaced == [path]
+    write(other, "products/a.nc", b"mid")
+    assert one.get(path).read_bytes() == b"mid"
+
+
+def test_keys_that_lead_out_of_the_cache_are_left_alone(stores, tmp_path, monkeypatch):
+    one, other = stores
+    write(one, "models/tiny/card.json", b"{}")
+    listed = Bucket.list
+
+    def with_strange_ones(bucket, *arguments):
+        for info in listed(bucket, *arguments):
+            yield from (replace(info, key=key) for key in ("models/tiny/../../../evil", "models/tiny/", "models//tiny"))
+            yield info
+
+    monkeypatch.setattr(Bucket, "list", with_strange_ones)
+    assert files_below(other.models("tiny")) == {"tiny/card.json", "tiny/.card.json.etag"}
+    assert other.glob(other.root, "**/*") == [other.root / "format.json", other.root / "models/tiny/card.json"]
+    assert not list(tmp_path.rglob("evil"))
+
+
 def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(bucket, tmp_path):
     store = BucketStore(tmp_path / "root", bucket, 1)
     kept = write(store, "clutter/small/r.npz", bytes(300_000))
