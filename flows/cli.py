@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import cli_info, console
+from flows import cli_info, cli_keep, cli_serve, cli_status, console
 from flows.cli_options import (
     AsJson,
     Changes,
@@ -37,11 +37,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(cli_info.status)
+app.command()(cli_serve.up)
+app.command()(cli_serve.live)
+app.command()(cli_status.status)
 app.add_typer(cli_info.networks_app, name="networks")
 app.add_typer(cli_info.models_app, name="models")
 app.add_typer(cli_info.catalog_app, name="catalog")
 app.add_typer(cli_info.config_app, name="config")
+app.add_typer(cli_keep.quarantine_app, name="quarantine")
+app.command()(cli_keep.housekeeping)
+app.command()(cli_keep.compact)
+app.command()(cli_keep.explain)
 
 
 def main() -> None:
@@ -76,7 +82,7 @@ def _operate(
         raise typer.BadParameter(f"--to {end.isoformat()} lies before --from {start.isoformat()}")
     with logs.log_context(domain=domain):
         if _flows_wanted(settings, use_prefect):
-            report = _run_flow(flow, settings, changes, domain=domain, **arguments)
+            [report] = _run_flow(flow, settings, changes, domain=domain, **arguments)
         else:
             operation = operations.run if flow == "nowcast" else getattr(operations, flow)
             with console.progress_bars(as_json) as progress:
@@ -146,6 +152,10 @@ def backfill(
     start: Annotated[datetime, typer.Option("--from", parser=parse_time, metavar="TIME", help="First reference time.")],
     end: Annotated[datetime, typer.Option("--to", parser=parse_time, metavar="TIME", help="Last reference time.")],
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that forecast.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|local", help="They are those of a Dask cluster; `local` starts one here."),
+    ] = None,
     config: Config = None,
     changes: Changes = None,
     as_json: AsJson = False,
@@ -155,7 +165,8 @@ def backfill(
     """Hindcasts for a period: ingest what they need before and after, forecast, verify."""
     with errors_to_exit_codes():
         settings = load_settings(config, changes, verbose)
-        _operate("backfill", settings, domain, changes, as_json, use_prefect, start=start, end=end, workers=workers)
+        arguments = {"start": start, "end": end, "workers": workers, "dask": dask}
+        _operate("backfill", settings, domain, changes, as_json, use_prefect, **arguments)
 
 
 @app.command()
@@ -208,7 +219,7 @@ def report(
         arguments: dict[str, Any] = {"start": start, "end": end, "period": period, "pair": pair}
         if _flows_wanted(settings, use_prefect):
             out_folder = str(folder) if folder else None
-            page = _run_flow("report", settings, changes, domain=domain, out=out_folder, **arguments)
+            [page] = _run_flow("report", settings, changes, domain=domain, out=out_folder, **arguments)
         else:
             from pipeline import operations
 
@@ -237,7 +248,7 @@ def view(
         settings.domain(domain)
         if _flows_wanted(settings, use_prefect):
             arguments = {"reference_time": reference_time, "out": str(folder) if folder else None}
-            written = _run_flow("view", settings, changes, domain=domain, **arguments)
+            [written] = _run_flow("view", settings, changes, domain=domain, **arguments)
         else:
             from pipeline import operations
 
@@ -336,9 +347,12 @@ def _run_flow(name: str, settings: Any, changes: list[str] | None, **arguments: 
     api_url = settings.prefect_api_url if prefect_link.server_answers(settings.prefect_api_url) else None
     with prefect_link.prefect_settings(settings.root, api_url):
         flow = getattr(import_module(f"flows.{name}"), name)
-        return flow(
-            config=str(settings.config_path) if settings.config_path else None, changes=options(changes), **arguments
-        )
+        config = str(settings.config_path) if settings.config_path else None
+        state = flow(config=config, changes=options(changes), return_state=True, **arguments)
+        result = state.result(raise_on_failure=False)  # of a run in which something was not done: what was done
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that show and mend: status, networks, models, catalog, config."""
+"""The commands that show and mend: networks, models, catalog, config."""
 
 from typing import Any
 
@@ -13,45 +13,6 @@ networks_app = typer.Typer(help="Architectures of the zoo.", no_args_is_help=Tru
 models_app = typer.Typer(help="Trained checkpoints.", no_args_is_help=True)
 catalog_app = typer.Typer(help="The catalog of frames, forecasts and scores.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
-
-
-def status(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
-    """What every domain has: frames, forecasts, verification, problems."""
-    with errors_to_exit_codes():
-        from pipeline.catalog import Catalog
-        from pipeline.status import status as read_status
-
-        settings = load_settings(config, changes)
-        from pipeline.storage import open_store
-
-        store = open_store(settings)
-        rows = read_status(Catalog(settings.catalog), sorted(settings.domains))
-        if as_json:
-            console.print_json(rows)
-            return
-        table = console.table(
-            "domain", "frames", "newest frame", "forecasts", "skipped", "verified", "unusable", whole=("newest frame",)
-        )
-        for row in rows:
-            forecasts = "\n".join(f"{n} {method}" for method, n in row.forecasts.items()) or "none"
-            verified = "\n".join(f"{n} {state}" for state, n in row.verified.items())
-            table.add_row(
-                row.domain,
-                str(row.frames),
-                row.newest_frame,
-                escape(forecasts),
-                str(row.skipped),
-                verified,
-                str(row.unusable),
-            )
-        out.print(table)
-        for row in rows:
-            if row.newest_problem:
-                out.print(f"[yellow]{row.domain}:[/] newest unusable file: {escape(row.newest_problem)}")
-            if not row.frames and store.folders(store.archive(row.domain)):
-                out.print(f"[yellow]{row.domain}:[/] its archive is not in the catalog; run `nowcast catalog rebuild`")
-        if not rows:
-            out.print("no domain is configured; give a settings file with --config")
 
 
 @networks_app.command("list")
@@ -148,7 +109,7 @@ def catalog_upgrade(config: Config = None, changes: Changes = None, as_json: AsJ
 
 @catalog_app.command("rebuild")
 def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Make the catalog again from the stores and the journal. Latencies and arrival times are lost."""
+    """Make the catalog again from the stores and the journal; what it still knows rightly stays."""
     with errors_to_exit_codes():
         from pipeline.catalog import set_aside_damaged
         from pipeline.operations import open_root
@@ -166,7 +127,8 @@ def catalog_rebuild(config: Config = None, changes: Changes = None, as_json: AsJ
             out.print(
                 f"found {result.frames} frames, {result.forecasts} forecasts, {result.scores} score files, "
                 f"{result.skipped} skipped cycles, {result.quarantined} quarantined files; "
-                "arrival times and latencies are lost; `nowcast verify` fills in the verified states"
+                "arrival times, latencies and alerts that the catalog did not know are lost; `nowcast verify` fills in "
+                "the verified states"
             )
             for path, reason in result.damaged:
                 console.err.print(f"[red]damaged:[/] {escape(path)}: {escape(reason)}")

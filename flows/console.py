@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
 
@@ -91,7 +92,7 @@ def print_json(data: Any) -> None:
 
 
 def plain(data: Any) -> Any:
-    """Dataclasses, tuples and NaN as JSON values."""
+    """Dataclasses, tuples, times and NaN as JSON values."""
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         return plain(dataclasses.asdict(data))
     if isinstance(data, dict):
@@ -100,6 +101,8 @@ def plain(data: Any) -> Any:
         return [plain(value) for value in data]
     if isinstance(data, float) and data != data:
         return None
+    if isinstance(data, datetime):
+        return data.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return data
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 HEALTH_TIMEOUT_S = 0.3
+# whose log lines belong to a run
+ROOMS = ("pipeline", "models", "flows")
 
 
 def server_answers(api_url: str) -> bool:
@@ -21,6 +23,22 @@ def server_answers(api_url: str) -> bool:
         return False
 
 
+def prefect_environment(root: Path) -> dict[str, str]:
+    """Environment of a process of Prefect whose state lies inside the root; what is set already wins."""
+    home = root / "prefect"
+    ours = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(ROOMS),
+        "PREFECT_LOGGING_ROOT_LEVEL": "INFO",
+        # a line of ours outside a run is no mistake
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    }
+    return ours | {name: os.environ[name] for name in ours if name in os.environ}
+
+
 @contextmanager
 def prefect_settings(root: Path, api_url: str | None) -> Iterator[None]:
     """Prefect with its state inside the root, for the block; call before anything imports Prefect.
@@ -28,23 +46,27 @@ def prefect_settings(root: Path, api_url: str | None) -> Iterator[None]:
     Args:
         api_url: of a running server; None starts Prefect's embedded one for the block.
     """
-    home = root / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(home))
-    os.environ.setdefault("PREFECT_PROFILES_PATH", str(home / "profiles.toml"))
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline,models")
-    os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "INFO")
+    environment = prefect_environment(root)
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment)
     if api_url is None:
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the server says nothing
+    for logger in own_loggers():  # the run's log has every step; stderr what it had before
+        for handler in logger.handlers:
+            handler.setLevel(max(handler.level, logger.level))
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # the heartbeat thread is joined for a second at the end of every flow
     changes: dict[Any, Any] = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_API_URL: api_url}
     with temporary_settings(changes):
         yield
+
+
+def own_loggers() -> list[logging.Logger]:
+    """The loggers of our rooms."""
+    return [logging.getLogger(room) for room in ROOMS]
 
 
 def as_task(function: Callable[..., Any]) -> Callable[..., Any]:

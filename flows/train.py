@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.artifacts import publish_training
 from flows.prefect_link import as_task
 from pipeline import operations
 from pipeline.operations import TrainingRequest
@@ -14,11 +15,15 @@ from pipeline.settings import load
 
 @flow(name="train")
 def train(
-    domains: list[str],
-    request: TrainingRequest,
+    domains: list[str] | None = None,
+    request: TrainingRequest | None = None,
     config: str | None = None,
     changes: dict[str, str] | None = None,
 ) -> Any:
-    """Train and write a checkpoint; returns where it lies and how it was made."""
+    """Train on the archives of the domains (default: of all) and write a checkpoint; returns where it lies."""
     settings = load(Path(config) if config else None, changes)
-    return as_task(operations.train)(settings, domains, request, datetime.now(UTC))
+    request = request or TrainingRequest()
+    names = sorted(settings.domains) if domains is None else domains
+    result = as_task(operations.train)(settings, names, request, datetime.now(UTC))
+    publish_training(request.name, names, result)
+    return result

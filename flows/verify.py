@@ -1,11 +1,13 @@
 """Flow: score the forecasts of a period against what has arrived."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
 from flows.artifacts import publish_report
+from flows.domains import for_domains
 from flows.prefect_link import as_task
 from pipeline import operations
 from pipeline.operations import Report
@@ -14,16 +16,27 @@ from pipeline.settings import load
 
 @flow(name="verify")
 def verify(
-    domain: str,
+    domain: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    last_hours: float | None = None,
     external: str | None = None,
     name: str = "external",
     config: str | None = None,
     changes: dict[str, str] | None = None,
-) -> Report:
-    """Score the forecasts of a period against what has arrived."""
-    settings = load(Path(config) if config else None, changes)
-    report = operations.verify(settings, domain, start, end, datetime.now(UTC), as_task, external=external, name=name)
-    publish_report("verify", report)
-    return report
+) -> Any:
+    """Score the forecasts of a domain, or of every domain, against what has arrived.
+
+    Args:
+        last_hours: instead of ``start``, for schedules.
+    """
+    settings, now = load(Path(config) if config else None, changes), datetime.now(UTC)
+    if last_hours is not None:
+        start = now - timedelta(hours=last_hours)
+
+    def one(domain_name: str) -> Report:
+        report = operations.verify(settings, domain_name, start, end, now, as_task, external=external, name=name)
+        publish_report("verify", report)
+        return report
+
+    return for_domains(settings, domain, one)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time as clock
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any
 from pipeline.errors import ConditionFailed, StoreUnavailable
 from pipeline.objects import LARGEST_PUT, Bucket, ObjectInfo, conditional_writes, split_uri
 from pipeline.settings import Settings
-from pipeline.storage import Store, whole_lines, writing
+from pipeline.storage import Store, Stored, whole_lines, writing
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,15 @@ class BucketStore(Store):
         StoreUnavailable: the bucket cannot be reached or written, or was made by a newer version.
     """
 
-    def __init__(self, root: Path, bucket: Bucket, cache_mb: int) -> None:
+    def __init__(self, root: Path, bucket: Bucket, cache_mb: int, reading: bool = False) -> None:
         self.root, self.temporary = root / "cache", root / "tmp"
         self.bucket = bucket
         self.name = f"s3://{bucket.bucket}/{bucket.prefix}"
         self._most_bytes = cache_mb << 20
         self._added: int | None = None  # bytes since the cache was looked through
-        self._begin()
+        with writing(self.temporary):
+            self.temporary.mkdir(parents=True, exist_ok=True)  # for copies also when only reading
+        self._begin(reading)
 
     def key(self, path: Path) -> str | None:
         """The object's key below the bucket's prefix; None of a path outside, which is a local file."""
@@ -58,9 +61,9 @@ class BucketStore(Store):
         """Of the keys below a folder."""
         return "" if folder == self.root else f"{self.relative(folder)}/"
 
-    def _listed(self, folder: Path) -> Iterator[ObjectInfo]:
+    def _listed(self, folder: Path, begin: str = "") -> Iterator[ObjectInfo]:
         """Objects below a folder; one whose key is no path, or leads out of the cache, is not ours."""
-        for info in self.bucket.list(self._prefix(folder)):
+        for info in self.bucket.list(self._prefix(folder) + begin):
             if {"", ".", ".."}.isdisjoint(info.key.split("/")):
                 yield info
 
@@ -98,13 +101,17 @@ class BucketStore(Store):
         info = self.bucket.head(key)
         return None if info is None else info.size
 
-    def glob(self, folder: Path, pattern: str) -> list[Path]:
+    def listed(self, folder: Path, pattern: str = "**/*") -> list[Stored]:
         """Of the objects; their copies need not be there."""
         if self.key(folder) is None:
-            return super().glob(folder, pattern)
+            return super().listed(folder, pattern)
         wanted, prefix = pattern.split("/"), self._prefix(folder)
-        keys = (info.key for info in self._listed(folder))
-        return sorted(self.root / key for key in keys if _fits(key.removeprefix(prefix).split("/"), wanted))
+        literal = re.split(r"[*?\[]", pattern)[0]  # no more is asked for than can fit
+        return [
+            Stored(self.root / info.key, info.size, info.modified.timestamp())
+            for info in self._listed(folder, literal)
+            if _fits(info.key.removeprefix(prefix).split("/"), wanted)
+        ]
 
     def folders(self, folder: Path) -> list[str]:
         """Of the objects."""
@@ -224,20 +231,20 @@ class BucketStore(Store):
                 total -= size
 
 
-def open_bucket_store(settings: Settings) -> BucketStore:
+def open_bucket_store(settings: Settings, reading: bool) -> BucketStore:
     """The store of the settings, whose ``store`` is a bucket.
 
     Raises:
         StoreUnavailable: see ``BucketStore``; or several machines may write, and the server ignores conditions.
     """
     bucket = Bucket(settings.s3, *split_uri(settings.store))
-    if not _keeps_conditions(bucket) and not settings.catalog.startswith("sqlite:"):
+    if not reading and not _keeps_conditions(bucket) and not settings.catalog.startswith("sqlite:"):
         raise StoreUnavailable(
             f"store = {settings.store!r}: the server ignores the conditions of writes (If-Match), so two "
             "machines could overwrite each other's files, and a catalog in PostgreSQL is for several machines; use a "
             "server that keeps them, or SQLite and one machine"
         )
-    return BucketStore(settings.root, bucket, settings.cache_mb)
+    return BucketStore(settings.root, bucket, settings.cache_mb, reading)
 
 
 @lru_cache(maxsize=16)

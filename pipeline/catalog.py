@@ -54,7 +54,9 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        "state": sa.String(20),  # framed, partial, duplicate, off_axis, quarantined, future or unreadable
+        # framed, partial, duplicate, off_axis, future, unreadable; quarantined until somebody has looked at it, then
+        # reviewed, or dropped if its bytes are gone (pipeline.quarantine)
+        "state": sa.String(20),
         "reason": sa.Text,
         "radar": sa.String(40),
         "slot": sa.BigInteger,  # instant of the frame that a polar volume belongs to; 0 for others
@@ -62,6 +64,8 @@ volumes = _table(
         "seen_at": sa.Float,  # when an ingest looked at it
     },
 )
+# every poll and every status asks for those of some hours, of millions
+sa.Index("volumes_nominal_time", volumes.c.domain, volumes.c.nominal_time)
 frames = _table(
     "frames",
     {"domain": sa.String(40), "valid_time": sa.BigInteger},
@@ -138,15 +142,24 @@ Row = dict[str, Any]
 class Catalog:
     """One connection pool to the catalog.
 
+    Args:
+        url: of the database.
+        reading: make and change nothing. An SQLite file that does not exist yet then reads as one without rows, and one
+            in a folder that may not be written can be read.
+
     Raises:
         StoreUnavailable: it cannot be reached, or has another schema version.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reading: bool = False) -> None:
         self.url = url
-        self.engine = database.engine(url)
         with self._reachable():
-            self._check_schema()
+            if reading and not database.exists(url):
+                self.engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+                metadata.create_all(self.engine)
+                return
+            self.engine = database.engine(url, reading=reading)
+            self._check_schema(reading)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -223,6 +236,14 @@ class Catalog:
                 keeper.join()
                 _release(self, held)
 
+    def held_leases(self) -> list[Row]:
+        """Leases in force by the database's clock: ``name``, and ``host`` and ``process`` of who holds it."""
+        with self._reachable(), self.engine.connect().execution_options(reading=True) as connection:
+            query = sa.select(leases).where(leases.c.expires_at > database.now(connection)).order_by(leases.c.name)
+            rows = connection.execute(query).mappings().all()
+        owners = [(row["name"], *row["owner"].rpartition(":")[::2]) for row in rows if not _ended_here(row["owner"])]
+        return [{"name": name, "host": on.partition("/")[0], "process": pid} for name, on, pid in owners]
+
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
@@ -233,8 +254,10 @@ class Catalog:
                 cause += "; `nowcast catalog rebuild` keeps it aside and makes a new one from the stores"
             raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} cannot be used: {cause}") from err
 
-    def _check_schema(self) -> None:
+    def _check_schema(self, reading: bool) -> None:
         found = schema_version(self.engine)
+        if found is None and reading:
+            raise StoreUnavailable(f"the catalog {hide_secrets(self.url)} has no tables; `nowcast catalog upgrade`")
         if found is None:
             upgrade(self.url)
         elif found != SCHEMA:
@@ -342,6 +365,12 @@ def from_seconds(value: float) -> datetime:
     return datetime.fromtimestamp(value, UTC)
 
 
+def leases_held(connection: sa.Connection) -> list[Row]:
+    """Leases that somebody holds now."""
+    rows = connection.execute(sa.select(leases).where(leases.c.expires_at > database.now(connection))).mappings()
+    return [dict(row) for row in rows if not _ended_here(row["owner"])]
+
+
 def schema_version(engine: sa.Engine) -> str | None:
     """Version of the catalog's schema; None if it has no tables yet."""
     with engine.connect().execution_options(reading=True) as connection:
@@ -393,10 +422,15 @@ def set_aside_damaged(url: str) -> list[Path]:
         raise StoreUnavailable(f"the catalog {file} cannot be used: {err}") from err
     except sqlite3.DatabaseError as err:
         log.warning("the catalog %s is damaged: %s", file, err)
-    mark = f".damaged-{uuid.uuid4().hex[:8]}"
+    return keep_aside(file, "damaged")
+
+
+def keep_aside(file: str, why: str) -> list[Path]:
+    """Rename an SQLite file with its write-ahead log; returns the new names."""
+    mark = f".{why}-{uuid.uuid4().hex[:8]}"
     # the log first: one left behind would be played into a new database
     parts = [Path(file + end) for end in ("-wal", "-shm", "") if Path(file + end).is_file()]
-    return [part.rename(part.with_name(part.name + mark)) for part in parts]
+    return [part.rename(file + mark + part.name.removeprefix(Path(file).name)) for part in parts]
 
 
 def _ours_or_older(found: str) -> bool:

@@ -4,15 +4,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 
-from pipeline import logs, nowcast
+from pipeline import dask_cluster, logs, nowcast
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.errors import WorkerLost
@@ -30,17 +31,27 @@ HELD_PAUSE_S = 1.0
 
 
 def issue_cycles(
-    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, clock: Clock, workers: int
+    settings: Settings,
+    domain: Domain,
+    reference_times: list[datetime],
+    kind: str,
+    clock: Clock,
+    workers: int,
+    dask: str | None = None,
 ) -> Generator[Outcome, None, None]:
     """Each cycle once, as it is done; those that another process holds come last, when it has let go.
 
     Close the iterator (``contextlib.closing``) where it may be left early: what is begun is then finished, no more.
 
+    Args:
+        workers: processes that forecast.
+        dask: they are those of the Dask scheduler at this address, or of a cluster on this machine (``local``).
+
     Raises:
         WorkerLost: a process that forecasts was killed from outside.
     """
     held = []
-    with closing(_issue_chunks(settings, domain, reference_times, kind, clock, workers)) as outcomes:
+    with closing(_issue_chunks(settings, domain, reference_times, kind, clock, workers, dask)) as outcomes:
         for outcome in outcomes:
             if outcome.state == "held":
                 held.append(outcome.reference_time)
@@ -68,10 +79,23 @@ def _chunks(reference_times: list[datetime]) -> list[list[datetime]]:
 
 
 def _issue_chunks(
-    settings: Settings, domain: Domain, reference_times: list[datetime], kind: str, clock: Clock, workers: int
+    settings: Settings,
+    domain: Domain,
+    reference_times: list[datetime],
+    kind: str,
+    clock: Clock,
+    workers: int,
+    dask: str | None,
 ) -> Generator[Outcome, None, None]:
     chunks = _chunks(reference_times)
     workers = min(workers, len(chunks))
+    context = logs.current_context()
+    if dask is not None:
+        with dask_cluster.connect(settings, dask, workers) as (executor, size):
+            yield from _handed_out(
+                executor, size, chunks, partial(_work_of_dask, settings, domain, context, kind), clock
+            )
+        return
     if workers <= 1:
         with closing(_Worker(settings, domain)) as worker:
             for chunk in chunks:
@@ -79,17 +103,10 @@ def _issue_chunks(
         return
     # spawn: forking a process with torch or HDF5 threads can deadlock
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(settings, domain, logs.current_context())
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(settings, domain, context)
     )
-    waiting = iter(chunks)
     try:
-        # no more than the workers can begin at once, so that nothing is left to be done after Ctrl-C
-        pending = {pool.submit(_work, chunk, kind, clock) for chunk in islice(waiting, workers)}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            pending |= {pool.submit(_work, chunk, kind, clock) for chunk in islice(waiting, len(done))}
-            for future in done:
-                yield from future.result()
+        yield from _handed_out(pool, workers, chunks, partial(_work, kind), clock)
     except BrokenProcessPool as err:
         raise WorkerLost(
             f"a process that forecasts for {domain.name} was killed, perhaps for want of memory; what was published "
@@ -97,6 +114,23 @@ def _issue_chunks(
         ) from err
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _handed_out(
+    executor: Executor,
+    size: int,
+    chunks: list[list[datetime]],
+    work: Callable[[list[datetime], datetime], list[Outcome]],
+    clock: Clock,
+) -> Generator[Outcome, None, None]:
+    waiting = iter(chunks)
+    # no more than the workers can begin at once, so that nothing is left to be done after Ctrl-C
+    pending = {executor.submit(work, chunk, clock.now()) for chunk in islice(waiting, size)}
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        pending |= {executor.submit(work, chunk, clock.now()) for chunk in islice(waiting, len(done))}
+        for future in done:
+            yield from future.result()
 
 
 class _Worker:
@@ -142,6 +176,25 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(reference_times: list[datetime], kind: str, clock: Clock) -> list[Outcome]:
+def _work(kind: str, reference_times: list[datetime], now: datetime) -> list[Outcome]:
     assert _worker is not None  # the pool runs the initializer first
-    return _worker.issue(reference_times, kind, clock)
+    return _worker.issue(reference_times, kind, Clock(now))
+
+
+def _work_of_dask(
+    settings: Settings,
+    domain: Domain,
+    context: dict[str, str],
+    kind: str,
+    reference_times: list[datetime],
+    now: datetime,
+) -> list[Outcome]:
+    """One chunk on a worker that serves whoever asks; it keeps what it has loaded until other settings come."""
+    global _worker
+    if _worker is None or (_worker.settings, _worker.domain) != (settings, domain):
+        if _worker is not None:
+            _worker.close()
+        logs.configure(settings.log_format)
+        _worker = _Worker(settings, domain)
+    with logs.log_context(**context):
+        return _worker.issue(reference_times, kind, Clock(now))

@@ -1,9 +1,11 @@
 """Connections to the catalog's database: SQLite on one machine, PostgreSQL for several. Every wait has an end."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,11 +24,12 @@ CONNECT_S = 5
 STOPPED_S = 60
 
 
-def engine(url: str, busy_s: float = BUSY_S) -> sa.Engine:
+def engine(url: str, busy_s: float = BUSY_S, reading: bool = False) -> sa.Engine:
     """Connection pool of a catalog; nothing is connected yet.
 
     Args:
         busy_s: how long a statement may wait for another process, or take.
+        reading: nothing will be written; an SQLite file in a folder that may not be written is then read all the same.
 
     Raises:
         StoreUnavailable: the address is none that we can use.
@@ -39,7 +42,7 @@ def engine(url: str, busy_s: float = BUSY_S) -> sa.Engine:
             f"catalog = {shown!r} is not a database URL such as sqlite:///file or postgresql://user@host/database"
         ) from err
     if parsed.drivername == "sqlite":
-        return _sqlite(parsed, busy_s)
+        return _sqlite(parsed, busy_s, reading)
     if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise StoreUnavailable(
             f"the catalog {shown} cannot be used: {parsed.drivername} is none of sqlite and postgresql+psycopg"
@@ -49,6 +52,19 @@ def engine(url: str, busy_s: float = BUSY_S) -> sa.Engine:
             f"the catalog {shown} cannot be used: in a user or password, write @ as %40 and / as %2F"
         )
     return _postgresql(parsed.set(drivername="postgresql+psycopg"), busy_s)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a database to read; of others than SQLite's files the connection will tell."""
+    file = url.removeprefix("sqlite:///")
+    if file == url or not file:
+        return True
+    try:
+        return bool(os.stat(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # but out of reach, which the connection says better
 
 
 def exclude(connection: sa.Connection, scope: str) -> None:
@@ -94,12 +110,15 @@ def _lock_number(scope: str) -> int:
     return int.from_bytes(hashlib.sha256(f"nowcast catalog/{scope}".encode()).digest()[:8], "big", signed=True)
 
 
-def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
+def _sqlite(url: sa.URL, busy_s: float, reading: bool) -> sa.Engine:
     if url.database:
         try:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise StoreUnavailable(f"the folder of the catalog {url.database} cannot be made: {err}") from err
+    if reading and url.database and _is_still(Path(url.database)):
+        uri = {"uri": "true", "mode": "ro", "immutable": "1"}
+        url = url.set(database=f"file:{quote(url.database)}", query=uri)
     engine = sa.create_engine(url, connect_args={"timeout": busy_s})
 
     @sa.event.listens_for(engine, "connect")
@@ -115,6 +134,12 @@ def _sqlite(url: sa.URL, busy_s: float) -> sa.Engine:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _is_still(file: Path) -> bool:
+    """Whether a file can be read only as one that nobody writes: no place for the log that readers share, and none."""
+    writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+    return not writable and not Path(f"{file}-wal").exists()
 
 
 def _postgresql(url: sa.URL, busy_s: float) -> sa.Engine:

@@ -39,3 +39,11 @@ class LeaseLost(NowcastError):
 
 class ConditionFailed(NowcastError):
     """An object was not written: it exists already, or is not the version any more that it was to replace."""
+
+
+class RootInUse(NowcastError):
+    """Another process runs the service of this root."""
+
+
+class NotAlive(NowcastError):
+    """The live process shows no sign of life."""

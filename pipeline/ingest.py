@@ -117,11 +117,11 @@ def forget_damaged(archive: Archive, catalog: Catalog, domain: Domain, time: dat
     """Set a damaged frame aside, and have the next ingest read what it was made from again."""
     v, f = tables.volumes.c, tables.frames.c
     with catalog.write(domain.name) as connection:
-        standing = standing_frame(connection, domain, time)
-        archive.set_aside(time)
-        connection.execute(sa.delete(tables.frames).where(f.domain == domain.name, f.valid_time == times.seconds(time)))
-        source_key = "" if standing is None else standing["source_key"]
-        gave_it = sa.or_(v.key == source_key, v.slot == times.seconds(time))
+        lost = [times.seconds(one) for one in archive.set_aside(time)]
+        its = sa.and_(f.domain == domain.name, f.valid_time.in_(lost))
+        keys = connection.execute(sa.select(f.source_key).where(its)).scalars().all()
+        connection.execute(sa.delete(tables.frames).where(its))
+        gave_it = sa.or_(v.key.in_(keys), v.slot.in_(lost))
         again = sa.and_(v.domain == domain.name, gave_it, v.state.in_(("framed", "partial")))
         reason = f"its frame {times.iso(time)} was damaged in the archive"
         connection.execute(sa.update(tables.volumes).where(again).values(state="unreadable", reason=reason))

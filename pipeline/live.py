@@ -195,11 +195,12 @@ class Live:
         cycles: dict[str, _Rows] = defaultdict(dict)
         if self.feeds:
             first = min(_first_needed(feed) for feed in self.feeds)
+            names = [feed.domain.name for feed in self.feeds]  # so that the keys serve as an index
             inside = f.valid_time.between(times.seconds(first), times.seconds(now))
-            for row in self.catalog.read(sa.select(tables.frames).where(inside)):
+            for row in self.catalog.read(sa.select(tables.frames).where(f.domain.in_(names), inside)):
                 frames[row["domain"]][tables.from_seconds(row["valid_time"])] = row
             since = c.reference_time >= times.seconds(min(feed.first_open for feed in self.feeds))
-            query = sa.select(tables.cycles).where(c.kind == "issued", since).order_by(c.revision)
+            query = sa.select(tables.cycles).where(c.domain.in_(names), since, c.kind == "issued").order_by(c.revision)
             for row in self.catalog.read(query):
                 cycles[row["domain"]][tables.from_seconds(row["reference_time"])] = row
         return frames, cycles

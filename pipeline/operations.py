@@ -151,8 +151,14 @@ def backfill(
     workers: int = 1,
     step: Step = bare,
     progress: Progress = no_progress,
+    dask: str | None = None,
 ) -> Report:
-    """Hindcast every cycle with a reference time in [start, end]: ingest what they need, forecast, verify."""
+    """Hindcast every cycle with a reference time in [start, end]: ingest what they need, forecast, verify.
+
+    Args:
+        workers: processes that forecast.
+        dask: they are those of the Dask scheduler at this address, or of a cluster on this machine (``local``).
+    """
     domain, clock = settings.domain(domain_name), times.Clock(now)
     report = Report(domain_name)
     end = min(end, now)
@@ -166,7 +172,9 @@ def backfill(
     _timed(
         report, "ingest", step(_ingest), settings, domain, start - before, min(end + after, now), now, progress, report
     )
-    _timed(report, "nowcast", step(_issue), settings, domain, cycles, "hindcast", clock, workers, progress, report)
+    _timed(
+        report, "nowcast", step(_issue), settings, domain, cycles, "hindcast", clock, workers, progress, report, dask
+    )
     _timed(report, "verify", step(_verify), settings, domain, start, end, progress, report)
     return report
 
@@ -244,14 +252,24 @@ def report(
     )
 
 
-def view(settings: Settings, domain_name: str, reference_time: datetime | None, out: Path | None) -> Any:
-    """Write the page that shows a forecast on a map: that of ``reference_time``, or the newest."""
+def view(
+    settings: Settings,
+    domain_name: str,
+    reference_time: datetime | None,
+    out: Path | None,
+    only_if_new: bool = False,
+) -> Any:
+    """Write the page that shows a forecast on a map: that of ``reference_time``, or the newest.
+
+    Args:
+        only_if_new: a page that shows this forecast already stays as it is.
+    """
     from pipeline.viewer.page import write_page
 
     domain = settings.domain(domain_name)
     store, catalog = open_root(settings)
     with closing(catalog):
-        return write_page(domain, store, catalog, reference_time, out)
+        return write_page(domain, store, catalog, reference_time, out, only_if_new)
 
 
 class TrainingRequest(BaseModel):
@@ -362,9 +380,10 @@ def _issue(
     workers: int,
     progress: Progress,
     report: Report,
+    dask: str | None = None,
 ) -> Report:
     outcomes = {}
-    with closing(issue_cycles(settings, domain, reference_times, kind, clock, workers)) as coming:
+    with closing(issue_cycles(settings, domain, reference_times, kind, clock, workers, dask)) as coming:
         for outcome in coming:
             outcomes[outcome.reference_time] = outcome
             progress("nowcast", len(outcomes), len(reference_times))

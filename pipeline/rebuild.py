@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.publish import cycle_row
+from pipeline.quarantine import IN_QUARANTINE, STATES
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # columns that entries of older versions do not have
 _BEFORE_NOW = {"radar": "", "slot": 0, "measured_until": 0.0, "seen_at": 0.0}
+# what made a frame; without it such a volume must be looked at again
+_MADE = ("framed", "partial", "duplicate")
 
 
 @dataclass
@@ -45,45 +49,75 @@ def rebuild(
     catalog: Catalog,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Rebuilt:
-    """Replace the rows of ``domains``: frames and products with checksums, reasons from the journal.
+    """Make the rows of ``domains`` what stores and journal hold; a row whose object is as it says stays as it is.
 
-    Arrival times and latencies are lost. Which forecasts were verified is found again by the next verification, which
-    compares what the sums were made from and makes none anew.
+    Of what has no row, arrival times and latencies are lost; so are all alerts that the catalog has lost. Which
+    forecasts were verified is found again by the next verification, which compares what the sums were made from and
+    makes none anew.
     """
     result = Rebuilt()
     journal = list(store.read_journal())
     for domain in domains:
+        standing = {
+            table: catalog.read(sa.select(table).where(table.c.domain == domain.name))
+            for table in (tables.frames, tables.cycles, tables.volumes)
+        }
+        mine = [e for e in journal if e.get("domain", e.get("cycle", {}).get("domain")) == domain.name]
+        frames = _frames(domain, store, standing[tables.frames], result, progress)
+        published = _cycles(domain, store, standing[tables.cycles], result)
+        skipped = _skipped(mine, standing[tables.cycles], published)
+        volumes = _volumes(domain, mine, standing[tables.volumes], frames)
         rows: dict[sa.Table, list[Row]] = {
-            tables.frames: _frames(domain, store, result, progress),
-            tables.cycles: _cycles(domain, store, result),
+            tables.frames: frames,
+            tables.cycles: published + skipped,
             tables.scores: _scores(domain, store, result),
-            tables.volumes: [],
+            tables.volumes: volumes,
         }
-        known = {(row["reference_time"], row["kind"]) for row in rows[tables.cycles]}
-        result.frames += len(rows[tables.frames])
-        result.forecasts += len(rows[tables.cycles])
+        result.frames += len(frames)
+        result.forecasts += len(published)
         result.scores += len(rows[tables.scores])
-        skipped = {
-            (e["cycle"]["reference_time"], e["cycle"]["kind"]): e["cycle"]
-            for e in journal
-            if e.get("event") == "skipped" and e["cycle"]["domain"] == domain.name
-        }
-        quarantined = {
-            (e["volume"]["key"], e["volume"]["etag"]): e["volume"]
-            for e in journal
-            if e.get("event") == "quarantined" and e["domain"] == domain.name
-        }
-        again = [{"cause": "", **row} for key, row in skipped.items() if key not in known]
-        rows[tables.cycles] += again
-        rows[tables.volumes] += [{**_BEFORE_NOW, **row} for row in quarantined.values()]
-        result.skipped += len(again)
-        result.quarantined += len(quarantined)
+        result.skipped += len(skipped)
+        result.quarantined += sum(row["state"] in IN_QUARANTINE for row in volumes)
         with catalog.write(domain.name) as connection:
             for table, found in rows.items():
                 connection.execute(sa.delete(table).where(table.c.domain == domain.name))
                 catalog.upsert(connection, table, found)
     result.unknown = _unknown_domains(domains, store, catalog)
     return result
+
+
+def _skipped(journal: list[dict[str, Any]], standing: list[Row], published: list[Row]) -> list[Row]:
+    """Cycles without a forecast, and why; those that were forecast later are not among them."""
+    found = {(row["reference_time"], row["kind"]): row for row in standing if row["state"] == "skipped"}
+    for entry in journal:
+        if entry.get("event") == "skipped":
+            row = {"cause": "", **entry["cycle"]}
+            found[row["reference_time"], row["kind"]] = row
+    made = {(row["reference_time"], row["kind"]) for row in published}
+    return [row for key, row in found.items() if key not in made]
+
+
+def _volumes(domain: Domain, journal: list[dict[str, Any]], standing: list[Row], frames: list[Row]) -> list[Row]:
+    """What the catalog still knows of volumes, and of the quarantine what the journal says: reasons and reviews."""
+    framed = {row["valid_time"] for row in frames}
+
+    def instant(row: Row) -> int:
+        return row["slot"] or times.seconds(
+            times.nearest_slot(tables.from_seconds(row["nominal_time"]), domain.cadence)
+        )
+
+    found = {(r["key"], r["etag"]): r for r in standing if r["state"] not in _MADE or instant(r) in framed}
+    last: dict[tuple[str, str], Row] = {}
+    for entry in journal:
+        if entry.get("event") == "quarantined":
+            row = {**_BEFORE_NOW, **entry["volume"]}
+            last[row["key"], row["etag"]] = row
+        elif entry.get("event") == "reviewed" and (entry["key"], entry["etag"]) in last:
+            last[entry["key"], entry["etag"]] |= {"state": STATES[entry["action"]]}
+    for key, row in last.items():
+        if key not in found or found[key]["state"] in (*IN_QUARANTINE, *tables.RETRIED):
+            found[key] = row
+    return list(found.values())
 
 
 def _unknown_domains(domains: list[Domain], store: Store, catalog: Catalog) -> list[str]:
@@ -94,9 +128,12 @@ def _unknown_domains(domains: list[Domain], store: Store, catalog: Catalog) -> l
     return sorted(folders - named)
 
 
-def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[str, int, int], None]) -> list[Row]:
+def _frames(
+    domain: Domain, store: Store, standing: list[Row], result: Rebuilt, progress: Callable[[str, int, int], None]
+) -> list[Row]:
     archive = Archive(store, domain)
     held = archive.times()
+    known = {row["valid_time"]: row for row in standing}
     rows = []
     for n, time in enumerate(held):
         try:
@@ -107,33 +144,38 @@ def _frames(domain: Domain, store: Store, result: Rebuilt, progress: Callable[[s
         progress(domain.name, n + 1, len(held))
         if frame is None:
             continue
-        rows.append(
-            {
-                "domain": domain.name,
-                "valid_time": times.seconds(time),
-                "sha256": checksum(frame),
-                "source_key": "",
-                "arrived_at": 0.0,
-                "offset_s": 0.0,
-                "coverage": float(frame.observed.mean()),
-                "echo": float((frame.state == ECHO).mean()),
-                "removed": 0.0,
-                "inputs": "",
-                "framed_at": 0.0,
-            }
-        )
+        row = {
+            "domain": domain.name,
+            "valid_time": times.seconds(time),
+            "sha256": checksum(frame),
+            "source_key": "",
+            "arrived_at": 0.0,
+            "offset_s": 0.0,
+            "coverage": float(frame.observed.mean()),
+            "echo": float((frame.state == ECHO).mean()),
+            "removed": 0.0,
+            "inputs": "",
+            "framed_at": archive.written_at(time),
+        }
+        old = known.get(times.seconds(time))
+        rows.append(old if old is not None and old["sha256"] == row["sha256"] else row)
     return rows
 
 
-def _cycles(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
+def _cycles(domain: Domain, store: Store, standing: list[Row], result: Rebuilt) -> list[Row]:
+    known = {row["path"]: row for row in standing if row["state"] == "published"}
     rows = []
     for path in store.glob(store.root / "products" / domain.name, "**/*.nc"):
         if "." in path.stem:  # what lies beside a product: baselines, references
             continue
         try:
-            rows.append(cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path))))
+            row = cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path)))
         except (OSError, ValueError, KeyError) as err:
             result.damaged.append((store.relative(path), str(err)))
+            continue
+        old = known.get(row["path"])
+        digests = ("content_digest", "baselines_digest")
+        rows.append(old if old is not None and all(old[name] == row[name] for name in digests) else row)
     return rows
 
 

@@ -1,88 +1,197 @@
-"""What the catalog knows, counted: for ``nowcast status``."""
+"""What an operator sees: how each domain does, in numbers and in words. Catalog and root are only read.
 
+``nowcast status`` prints it, ``pipeline.status_page`` draws it.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Literal
 
 import sqlalchemy as sa
 
+from pipeline import alerts, times
 from pipeline import catalog as tables
-from pipeline import times
-from pipeline.catalog import Catalog
+from pipeline.alert_rules import FAULT_LASTS
+from pipeline.catalog import Catalog, Row
+from pipeline.disk import GB, Disk, read_disk
+from pipeline.domain import Domain
+from pipeline.feed_health import COMPOSITE, Feed, read_feed
+from pipeline.latency import Spread, latencies, spreads
+from pipeline.settings import Settings
+from pipeline.storage import Store
+from pipeline.timeline import DAY, Timeline, read_timeline
+from pipeline.warnings.watch import pending
+
+Level = Literal["good", "warn", "bad", "off"]
+# rules whose facts take reading of scores or products, so that only their alerts tell
+ONLY_ALERTS = ("frozen_feed", "fallen_scores")
+WORST_FIRST: tuple[Level, ...] = ("bad", "warn", "good", "off")
+# names of the levels, for people
+WORDS: dict[Level, str] = {"good": "OK", "warn": "CHECK", "bad": "NO FORECAST", "off": "not live"}
 
 
 @dataclass(frozen=True)
 class DomainStatus:
-    """Counts and newest times of one domain.
+    """A domain.
 
-    ``unusable`` files are those that gave no frame (quarantined, unreadable, dated in the future) and were not
-    replaced by a good file of the same name.
+    Attributes:
+        level: ``bad`` if forecasts that users wait for are missing, ``warn`` if something else is wrong, ``off`` if it
+            is not forecast live.
+        problems: in words, the worst first.
+        frame_age_minutes, forecast_age_minutes: since the newest frame and the reference time of the newest issued
+            forecast; None if there is none.
+        latency: by name of ``latency.SPANS`` and stage, seconds, of the last 24 hours.
+        verification_waiting: forecasts whose time is over and of which nothing is verified.
+        unsent_warnings: messages of place warnings that no webhook took so far.
     """
 
-    domain: str
-    frames: int
-    newest_frame: str
-    forecasts: dict[str, int]
-    newest_forecast: str
-    skipped: int
-    verified: dict[str, int]
-    unusable: int
-    newest_problem: str
+    name: str
+    level: Level
+    problems: tuple[str, ...]
+    cadence_minutes: int
+    model_asked: str
+    newest_frame: datetime | None
+    frame_age_minutes: float | None
+    newest_forecast: datetime | None
+    forecast_age_minutes: float | None
+    timeline: Timeline
+    feed: Feed
+    latency: dict[str, Spread]
+    verification_waiting: int
+    unsent_warnings: int
 
 
-def status(catalog: Catalog, domains: list[str]) -> list[DomainStatus]:
-    """Status of each domain, in the order given."""
-    return [_status(catalog, domain) for domain in domains]
+@dataclass(frozen=True)
+class Status:
+    """Everything, as of ``now``; the level is the worst of all, and the headline says why."""
+
+    now: datetime
+    level: Level
+    headline: str
+    domains: tuple[DomainStatus, ...]
+    problems: tuple[str, ...]
+    alerts: tuple[Row, ...]
+    disk: Disk
+    leases: tuple[Row, ...]
 
 
-def _status(catalog: Catalog, domain: str) -> DomainStatus:
-    f, c, v = tables.frames.c, tables.cycles.c, tables.volumes.c
-    frames = catalog.read(
-        sa.select(sa.func.count().label("n"), sa.func.max(f.valid_time).label("newest")).where(f.domain == domain)
-    )[0]
-    cycles = catalog.read(
-        sa.select(
-            c.state,
-            c.kind,
-            c.method,
-            c.verified,
-            sa.func.count().label("n"),
-            sa.func.max(c.reference_time).label("newest"),
-        )
-        .where(c.domain == domain)
-        .group_by(c.state, c.kind, c.method, c.verified)
+def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetime) -> Status:
+    """How everything stands.
+
+    Raises:
+        StoreUnavailable: the catalog cannot be used.
+    """
+    rows = alerts.standing(catalog, now - DAY)
+    stands = [row for row in rows if not row["ended_at"]]
+    domains = tuple(
+        _domain(settings, store, catalog, settings.domains[name], stands, now) for name in sorted(settings.domains)
     )
-    good = tables.volumes.alias().c
-    replaced = sa.exists().where(
-        good.domain == domain,
-        good.key == v.key,
-        good.state.in_(("framed", "duplicate")),
-        good.arrived_at > v.arrived_at,
+    disk = read_disk(store.root)
+    problems = tuple(_system_problems(settings, disk))
+    levels: list[Level] = [domain.level for domain in domains] + ["warn"] * bool(problems)
+    level: Level = min(levels, key=WORST_FIRST.index, default="off")
+    return Status(
+        now=now,
+        level=level,
+        headline=_headline(domains, problems),
+        domains=domains,
+        problems=problems,
+        alerts=tuple(_alert(row, now) for row in rows),
+        disk=disk,
+        leases=tuple(catalog.held_leases()),
     )
-    bad = catalog.read(
-        sa.select(v.reason)
-        .where(v.domain == domain, v.state.in_(("quarantined", *tables.RETRIED)), ~replaced)
-        .order_by(v.nominal_time.desc(), v.key.desc())
+
+
+def _domain(
+    settings: Settings, store: Store, catalog: Catalog, domain: Domain, stands: list[Row], now: datetime
+) -> DomainStatus:
+    timeline, feed = read_timeline(catalog, domain, now), read_feed(settings, catalog, domain, now)
+    c = tables.cycles.c
+    over = times.seconds(now - domain.horizon - domain.cadence)
+    unscored = sa.select(sa.func.count().label("n")).where(
+        c.domain == domain.name, c.state == "published", c.verified == "", c.reference_time <= over
     )
-    published = [row for row in cycles if row["state"] == "published"]
-    forecasts: dict[str, int] = {}
-    verified: dict[str, int] = {}
-    for row in published:
-        name = f"{row['method']} ({row['kind']})"
-        forecasts[name] = forecasts.get(name, 0) + row["n"]
-        state = row["verified"] or "not yet"
-        verified[state] = verified.get(state, 0) + row["n"]
+    unsent = pending(store, domain.name)
+    found = list(_problems(domain, timeline, feed, unsent, now))
+    found += [("warn", row["text"]) for row in stands if row["domain"] == domain.name and row["kind"] in ONLY_ALERTS]
+    level: Level = min((level for level, _ in found), key=WORST_FIRST.index, default="good")
+    if timeline.since is None and level == "good":
+        level = "off"
+    frame = timeline.newest_frame
+    forecast = timeline.newest.reference_time if timeline.newest else None
     return DomainStatus(
-        domain=domain,
-        frames=frames["n"],
-        newest_frame=_iso(frames["newest"]),
-        forecasts=forecasts,
-        newest_forecast=_iso(max((row["newest"] for row in published), default=None)),
-        skipped=sum(row["n"] for row in cycles if row["state"] == "skipped"),
-        verified=verified,
-        unusable=len(bad),
-        newest_problem=bad[0]["reason"] if bad else "",
+        name=domain.name,
+        level=level,
+        problems=tuple(text for _, text in sorted(found, key=lambda one: WORST_FIRST.index(one[0]))),
+        cadence_minutes=domain.cadence_minutes,
+        model_asked=domain.model_name,
+        newest_frame=frame,
+        frame_age_minutes=_age(frame, now),
+        newest_forecast=forecast,
+        forecast_age_minutes=_age(forecast, now),
+        timeline=timeline,
+        feed=feed,
+        latency=spreads(latencies(catalog, domain.name, now - DAY, now)),
+        verification_waiting=catalog.read(unscored)[0]["n"],
+        unsent_warnings=unsent,
     )
 
 
-def _iso(seconds: Any) -> str:
-    return "" if seconds is None else times.iso(tables.from_seconds(seconds))
+def _problems(
+    domain: Domain, timeline: Timeline, feed: Feed, unsent: int, now: datetime
+) -> Iterator[tuple[Level, str]]:
+    """What is wrong with a domain that is forecast live."""
+    if timeline.missed:
+        missed = f"no forecast for {timeline.missed} cycles ({timeline.missed * domain.cadence_minutes} minutes)"
+        said = missed if timeline.missed > 1 else "the newest forecast is overdue"
+        yield "bad" if timeline.missed > 1 else "warn", f"{said}: {timeline.why_missed}"
+    if feed.fault_at is not None:
+        yield "warn", f"the source cannot be polled: {feed.fault}"
+    elif feed.polled_at is not None and now - feed.polled_at > FAULT_LASTS:
+        minutes = (now - feed.polled_at).total_seconds() / 60
+        yield "warn", f"the source was last polled {minutes:.0f} minutes ago; is the live process running?"
+    newest = timeline.newest
+    if newest is not None and newest.state == "fallback" and timeline.fallbacks_in_a_row:
+        row = timeline.fallbacks_in_a_row
+        yield "warn", f"{newest.method} serves instead of {domain.model_name} ({row} in a row): {newest.reason}"
+    if timeline.since is not None:
+        silent = [radar.name for radar in feed.radars if radar.state == "silent" and radar.name != COMPOSITE]
+        if silent:
+            named = ", ".join(silent[:5]) + f" and {len(silent) - 5} more" * (len(silent) > 5)
+            yield "warn", f"{len(silent)} of {len(feed.radars)} radars silent: {named}"
+    if lost := timeline.counts.get("unaccounted", 0):
+        yield "warn", f"{lost} cycles of the last 24 hours are not accounted for"
+    if unsent:
+        yield "warn", f"{unsent} messages of place warnings wait for their webhook"
+
+
+def _system_problems(settings: Settings, disk: Disk) -> Iterator[str]:
+    if disk.free is not None and disk.free / GB < settings.alerts.free_gb:
+        yield f"only {disk.free / GB:.1f} GB are free on the disk of the root"
+
+
+def _headline(domains: tuple[DomainStatus, ...], problems: tuple[str, ...]) -> str:
+    """One sentence: is anything wrong, where, and what."""
+    wrong = [domain for level in ("bad", "warn") for domain in domains if domain.level == level]
+    if wrong:
+        others = f"; and {len(wrong) - 1} more of {len(domains)} domains" * (len(wrong) > 1)
+        return f"{wrong[0].name}: {wrong[0].problems[0]}{others}"
+    if problems:
+        return problems[0]
+    live = [domain for domain in domains if domain.level == "good"]
+    if not live:
+        return "no domain is forecast live"
+    every = "the domain" if len(live) == 1 else f"all {len(live)} live domains"
+    return f"forecasts of {every} are on time"
+
+
+def _alert(row: Row, now: datetime) -> Row:
+    """For people and JSON: times as such; ``ended_at`` is None while it stands."""
+    raised_at = tables.from_seconds(row["raised_at"])
+    ended_at = tables.from_seconds(row["ended_at"]) if row["ended_at"] else None
+    return {**row, "raised_at": raised_at, "ended_at": ended_at, "age_minutes": _age(raised_at, now)}
+
+
+def _age(time: datetime | None, now: datetime) -> float | None:
+    return None if time is None else round(max(0.0, (now - time).total_seconds() / 60), 1)

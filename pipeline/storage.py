@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,34 @@ FORMAT_VERSION = 1
 TEMPORARY_AGE_S = 3600.0
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file of the store: bytes, and when it was written, seconds since 1970."""
+
+    path: Path
+    size: int
+    written_at: float
+
+
 class Store:
     """A local folder, or a bucket (``BucketStore``), with archive, products, scores, reports, quarantine and journal.
+
+    Args:
+        root: the folder.
+        reading: make nothing; the folder may be read-only, or not there yet.
 
     Raises:
         StoreUnavailable: the folder cannot be made or written, or was made by a newer version.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reading: bool = False) -> None:
         self.root, self.temporary = root, root / "tmp"
         self.name = str(root)
-        self._begin()
+        self._begin(reading)
 
-    def _begin(self) -> None:
+    def _begin(self, reading: bool) -> None:
         """Make what is missing, and look at the format."""
+        marker = self.root / "format.json"
         ours = (json.dumps({"format_version": FORMAT_VERSION}) + "\n").encode()
         found = ours
 
@@ -51,8 +66,13 @@ class Store:
             return ours if standing is None else None
 
         try:
-            self.temporary.mkdir(parents=True, exist_ok=True)
-            self.update(self.root / "format.json", unless_there)
+            if reading and not self.has(marker):
+                return
+            if reading:
+                found = self.get(marker).read_bytes()
+            else:
+                self.temporary.mkdir(parents=True, exist_ok=True)
+                self.update(marker, unless_there)
             version = json.loads(found).get("format_version")
         except (OSError, ValueError) as err:
             raise StoreUnavailable(f"the root {self.name} cannot be used: {err}") from err
@@ -155,8 +175,20 @@ class Store:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def glob(self, folder: Path, pattern: str) -> list[Path]:
-        """Files below a folder by a pattern of ``Path.glob``, in order."""
-        return sorted(path for path in folder.glob(pattern) if path.is_file())
+        """Paths of what is ``listed``."""
+        return [file.path for file in self.listed(folder, pattern)]
+
+    def listed(self, folder: Path, pattern: str = "**/*") -> list[Stored]:
+        """Files below a folder by a pattern of ``Path.glob``, in order, with what the store knows of them."""
+        found = []
+        for path in sorted(folder.glob(pattern)):
+            try:
+                about = path.stat()
+            except FileNotFoundError:
+                continue  # removed since
+            if stat.S_ISREG(about.st_mode):
+                found.append(Stored(path, about.st_size, about.st_mtime))
+        return found
 
     def folders(self, folder: Path) -> list[str]:
         """Names of the folders directly below one, in order."""
@@ -302,13 +334,13 @@ def whole_lines(text: str) -> Iterator[dict[str, Any]]:
             continue
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings, reading: bool = False) -> Store:
     """The store of the settings: a bucket if they name one, else the root itself."""
     if not settings.store:
-        return Store(settings.root)
+        return Store(settings.root, reading)
     from pipeline.bucket_store import open_bucket_store
 
-    return open_bucket_store(settings)
+    return open_bucket_store(settings, reading)
 
 
 def safe_name(text: str) -> str:

@@ -3,11 +3,13 @@
 ``frames`` (slot, plane, y, x) uint8: a plane of pixels for each product of the domain, then the states of the cells;
 slot n of a day is midnight + n cadences.
 The chunk is one slot, so a frame is one file that is replaced atomically and two writers never share one.
+A day that is over may be compacted: then ``packed`` is an array of the same shape in one object
+(``pipeline.compaction``). A frame is looked for in ``frames`` first, so one that comes late is a single object again.
 """
 
-import contextlib
 import hashlib
 import json
+import logging
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,12 +24,17 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
+from pipeline.frames import packed
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
 from pipeline.frames.zarr_stores import zarr_store
 from pipeline.grids import Grid
 from pipeline.storage import Store
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
+# without the checksum a flipped bit decodes to other rain
+_CODECS = (BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec())
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Archive:
         self.domain = domain
         self._about = self.folder / "about.json"
         self._source: FrameSource | None = None
-        self._opened: dict[datetime, Any] = {}
+        self._opened: dict[tuple[datetime, str], Any] = {}
         self._remembered: dict[datetime, Frame | None] | None = {} if remember else None
 
     def write(self, time: datetime, frame: Frame, source: FrameSource) -> str:
@@ -98,9 +105,9 @@ class Archive:
                 self._write_about(source)
             elif not _same(standing.to_json(), source.to_json()):
                 raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
-            if day not in self._opened and not self.store.has(path / "frames" / "zarr.json"):
+            if not self.store.has(path / "frames" / "zarr.json"):  # asked every time: old days are removed meanwhile
                 self._create(path, self._attributes(source), frame.state.shape)
-            self._open(day)[slot] = np.concatenate((frame.pixels, frame.state[None]))
+            self._open(day, "frames")[slot] = np.concatenate((frame.pixels, frame.state[None]))
         except (OSError, ValueError, KeyError, RuntimeError) as err:
             raise StoreUnavailable(f"cannot write the frame {times.iso(time)} to {path}: {err}") from err
         return checksum(frame)
@@ -121,22 +128,74 @@ class Archive:
     def _read(self, time: datetime) -> Frame | None:
         day, slot = self._slot(time)
         self.source()
-        if day not in self._opened and not self.store.has(self._object(day, slot)):
-            return None
         try:
-            planes = np.asarray(self._open(day)[slot])
+            return self._read_once(day, slot)
+        except DamagedFrame:
+            # a packed day may have been replaced between the reads of its index and of the frame
+            return self._read_once(day, slot)
+
+    def _read_once(self, day: datetime, slot: int) -> Frame | None:
+        objects = self.objects(day)
+        try:
+            planes = np.asarray(self._open(day, "frames")[slot]) if objects.has_single(slot) else None
+            if planes is None or planes[-1, 0, 0] == NEVER_WRITTEN:  # or it was compacted a moment ago
+                return self._read_packed(objects, day, slot)
         except (RuntimeError, ValueError, OSError, KeyError) as err:
-            raise DamagedFrame(f"the frame {times.iso(time)} in {self._path(day)} is damaged: {err}") from err
-        if planes[-1, 0, 0] == NEVER_WRITTEN:
-            return None
+            time = times.iso(day + slot * self.domain.cadence)
+            raise DamagedFrame(f"the frame {time} in {self._path(day)} is damaged: {err}") from err
         return Frame(planes[:-1], planes[-1])
 
-    def set_aside(self, time: datetime) -> None:
-        """Move the damaged object of a frame to the quarantine, so that its source can be taken in again."""
+    def _read_packed(self, objects: packed.DayObjects, day: datetime, slot: int) -> Frame | None:
+        if not objects.is_packed():
+            return None
+        planes = np.asarray(self._open(day, packed.ARRAY)[slot])
+        return None if planes[-1, 0, 0] == NEVER_WRITTEN else Frame(planes[:-1], planes[-1])
+
+    def read_packed(self, time: datetime) -> Frame | None:
+        """The frame of an instant as the packed object of its day has it; None if that has none.
+
+        Raises:
+            ValueError, OSError, RuntimeError: it is damaged.
+        """
+        day, slot = self._slot(time)
+        return self._read_packed(self.objects(day), day, slot)
+
+    def set_aside(self, time: datetime) -> list[datetime]:
+        """Move the damaged object of a frame to the quarantine, so that its source can be taken in again.
+
+        Returns:
+            The instants without a frame now: this one; if the index of a packed day is damaged, all that had no object
+            of their own.
+        """
         day, slot = self._slot(time)
         target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
-        with contextlib.suppress(FileNotFoundError):  # another process was first
-            self.store.move(self._object(day, slot), target)
+        objects = self.objects(day)
+        try:
+            if objects.has_single(slot):
+                self.store.move(self._object(day, slot), target)  # at once, so that a reader finds the frame or nothing
+        except FileNotFoundError:
+            return [time]  # another process was first
+        try:
+            frames = objects.packed_frames()
+        except ValueError:
+            return self._set_aside_packed(day, time)
+        if (encoded := frames.pop(slot, None)) is not None:  # it must not come back when the single one is gone
+            if not self.store.has(target):
+                with self.store.publish(target) as temporary:
+                    temporary.write_bytes(encoded)
+            objects.pack(frames)
+        return [time]
+
+    def _set_aside_packed(self, day: datetime, time: datetime) -> list[datetime]:
+        """Move a packed object that cannot be read at all to the quarantine."""
+        objects = self.objects(day)
+        kept = self.store.quarantine(self.domain.name, f"frames_{day:%Y%m%d}", uuid.uuid4().hex)
+        with self.store.publish(kept) as temporary:
+            temporary.write_bytes(objects.packed_bytes())
+        objects.pack({})
+        singles = objects.singles()
+        slots = [slot for slot in range(objects.slots) if slot not in singles]
+        return sorted({time, *(day + slot * self.domain.cadence for slot in slots)})
 
     def source(self) -> FrameSource | None:
         """What all frames share; None if there is no frame yet.
@@ -169,12 +228,40 @@ class Archive:
     def times(self) -> list[datetime]:
         """Instants of all frames in the archive, in order."""
         self.source()
-        found = []
-        for path in self.store.glob(self.folder, "[0-9]*/[0-9]*/[0-9]*.zarr/frames/c/[0-9]*/0/0/0"):
-            year, month, day, _, _, slot, *_ = path.relative_to(self.folder).parts
-            midnight = times.parse_time(f"{year}-{month}-{day.removesuffix('.zarr')}")
-            found.append(midnight + int(slot) * self.domain.cadence)
-        return sorted(found)
+        return [time for day in self.days() for time in self.times_of(day)]
+
+    def days(self) -> list[datetime]:
+        """Midnights of all days in the archive, in order."""
+        inside = self.store.folders
+        months = [(year, month) for year in inside(self.folder) for month in inside(self.folder / year)]
+        days = [(*month, day) for month in months for day in inside(self.folder.joinpath(*month))]
+        return [times.parse_time("-".join(day).removesuffix(".zarr")) for day in days if day[-1].endswith(".zarr")]
+
+    def times_of(self, day: datetime) -> list[datetime]:
+        """Instants of the frames of a day, in order, without those of a packed object whose index is damaged."""
+        objects = self.objects(day)
+        slots = objects.singles()
+        try:
+            slots |= objects.packed()
+        except ValueError as err:
+            log.warning("%s: %s; its frames are read from the source again when they are asked for", day.date(), err)
+        return [day + slot * self.domain.cadence for slot in sorted(slots)]
+
+    def written_at(self, time: datetime) -> float:
+        """When the frame of an instant was written, seconds since 1970; 0 if its day is compacted, or there is none."""
+        day, slot = self._slot(time)
+        found = self.store.listed(self._path(day) / "frames" / "c" / str(slot))
+        return max((file.written_at for file in found), default=0.0)
+
+    def objects(self, day: datetime) -> packed.DayObjects:
+        """The objects of a day."""
+        return packed.DayObjects(zarr_store(self.store, self._path(day)), timedelta(days=1) // self.domain.cadence)
+
+    def prepare_packed(self, day: datetime) -> None:
+        """Describe the packed object of a day, before there is one."""
+        if not self.objects(day).has(f"{packed.ARRAY}/zarr.json"):
+            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
+            packed.create_packed(group, _CODECS, NEVER_WRITTEN)
 
     def _path(self, day: datetime) -> Path:
         return self.folder / f"{day:%Y/%m/%d}.zarr"
@@ -221,18 +308,17 @@ class Archive:
                 chunks=(1, planes, *shape),
                 dtype="uint8",
                 fill_value=NEVER_WRITTEN,
-                # without the checksum a flipped bit decodes to other rain
-                compressors=(BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec()),
+                compressors=_CODECS,
                 dimension_names=("slot", "plane", "y", "x"),
             )
         except (ContainsArrayError, ContainsGroupError):
             return  # another process was first
 
-    def _open(self, day: datetime) -> Any:
-        if day not in self._opened:
+    def _open(self, day: datetime, array: str) -> Any:
+        if (day, array) not in self._opened:
             group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
-            self._opened[day] = group["frames"]
-        return self._opened[day]
+            self._opened[day, array] = group[array]
+        return self._opened[day, array]
 
 
 def checksum(frame: Frame) -> str:

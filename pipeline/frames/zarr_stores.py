@@ -1,7 +1,7 @@
 """Where Zarr keeps its objects: in files that appear whole, or in the bucket of the store."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -68,6 +68,19 @@ class _Objects(ObjectStore[Any]):
     async def exists(self, key: str) -> bool:
         with _explained(self, key):
             return await super().exists(key)
+
+    async def delete(self, key: str) -> None:
+        with _explained(self, key):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with _explained(self, prefix):
+            await super().delete_dir(prefix)
+
+    async def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
+        with _explained(self, prefix):
+            async for key in super().list_prefix(prefix):
+                yield key
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How good such forecasts were lately: what each product says of itself."""
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipeline.verification.summary import better_leads
 
 log = logging.getLogger(__name__)
 
+# of the compared pixels with an event, from which a forecast counts as one of rain
+RAINY_SHARE = 0.01
 SPANS = {"verified_skill_24h": timedelta(hours=24), "verified_skill_30d": timedelta(days=30)}
 
 
@@ -40,6 +43,58 @@ def known_quality(domain: Domain, store: Store, catalog: Catalog, model: str, ti
             said = "not measured: the scores cannot be read"
         found[name] = said
     return found
+
+
+@dataclass(frozen=True)
+class Skill:
+    """Critical success index of forecasts, and of the first method beside them, on the common pixels.
+
+    Attributes:
+        rainy: forecasts with observed rain in at least ``RAINY_SHARE`` of the pairs; the index of others means little.
+    """
+
+    csi: float
+    other: str
+    csi_other: float
+    rainy: int
+    lead_minutes: int
+    threshold_mm_h: float
+
+
+def lately_and_before(
+    domain: Domain, store: Store, catalog: Catalog, now: datetime
+) -> tuple[Skill | None, Skill | None]:
+    """Skill of the issued forecasts of the last 24 hours, and of 30 days, both of the model that made most in the day.
+
+    None where none was verified.
+
+    Raises:
+        StoreUnavailable: a file of sums is missing or damaged.
+    """
+    day_span, month_span = SPANS.values()
+    issued = [one for one in read_period(store, catalog, domain, now - day_span, now) if one.kind == "issued"]
+    if not issued:
+        return None, None
+    day = issued[0]
+    month = read_period(store, catalog, domain, now - month_span, now, made_by=day.made_by)
+    same = [one for one in month if (one.kind, one.model, one.methods) == (day.kind, day.model, day.methods)]
+    return _skill(day), _skill(same[0]) if same else None
+
+
+def _skill(verified: Verified) -> Skill:
+    lead = verified.measured_lead("lead", HEADLINE_LEADS[-1])
+    t = nearest(verified.axes["threshold"], HEADLINE_THRESHOLDS[:1])[0]
+    value = scores.csi(*(verified.total[name][:2, lead, t, 0] for name in ("hits", "misses", "false_alarms")))
+    events = verified.each["hits"][:, 0, lead, t] + verified.each["misses"][:, 0, lead, t]
+    rainy = (events > 0) & (events >= RAINY_SHARE * verified.each["pairs"][:, 0, lead])
+    return Skill(
+        csi=float(value[0]),
+        other=verified.methods[1],
+        csi_other=float(value[1]),
+        rainy=int(rainy.sum()),
+        lead_minutes=int(verified.axes["lead"][lead]),
+        threshold_mm_h=float(verified.axes["threshold"][t]),
+    )
 
 
 def _said(verified: Verified, time: datetime) -> str:

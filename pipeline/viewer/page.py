@@ -42,9 +42,17 @@ class ViewWritten:
 
 
 def write_page(
-    domain: Domain, store: Store, catalog: Catalog, reference_time: datetime | None, out: Path | None
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    reference_time: datetime | None,
+    out: Path | None,
+    only_if_new: bool = False,
 ) -> ViewWritten:
     """Write or renew the page of a domain: the forecast of ``reference_time``, or the newest.
+
+    Args:
+        only_if_new: a page that shows this forecast already is left as it is.
 
     Raises:
         NotForecast: there is no such forecast.
@@ -52,23 +60,27 @@ def write_page(
         StoreUnavailable: the product is damaged, or the page cannot be written.
     """
     row = newest_forecast(domain, catalog, reference_time)
+    folder = out or store.view(domain.name)
+    time = tables.from_seconds(row["reference_time"])
+    data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
+    written = ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
+    latest = script("nowcastLatest", {"file": data.name})
+    if only_if_new and _holds(store, folder / "latest.js", latest) and store.has(data):
+        return written
     library = _library(HERE / "vendor")
     path = store.root / row["path"]
     if not store.has(path):
         raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
     content, image = read_forecast(domain, store, path)
-    folder = out or store.view(domain.name)
     for name in OURS:
         _publish(store, folder / name, (HERE / "static" / name).read_bytes())
     for name in LIBRARY:
         _publish(store, folder / name, library[name])
     _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[coast.WORLD.name], image)))
-    time = tables.from_seconds(row["reference_time"])
-    data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
     _publish(store, data, script("nowcastData", {"file": data.name, **content}))
-    _publish(store, folder / "latest.js", script("nowcastLatest", {"file": data.name}))
+    _publish(store, folder / "latest.js", latest)
     _remove_old(store, folder, data)
-    return ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
+    return written
 
 
 def newest_forecast(domain: Domain, catalog: Catalog, reference_time: datetime | None) -> Row:
@@ -120,10 +132,14 @@ def _coast(world: bytes, image: MercatorImage) -> dict[str, Any]:
 
 def _publish(store: Store, path: Path, content: bytes) -> None:
     """Write a file unless it has this content already; a copy of the folder elsewhere then has less to move."""
-    if store.has(path) and store.get(path).read_bytes() == content:
+    if _holds(store, path, content):
         return
     with store.publish(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _holds(store: Store, path: Path, content: bytes) -> bool:
+    return store.has(path) and store.get(path).read_bytes() == content
 
 
 def _remove_old(store: Store, folder: Path, newest: Path) -> None:

@@ -84,6 +84,11 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
     return Told(tuple(f"warning {message.event}: {message.text}" for message in messages), undelivered)
 
 
+def pending(store: Store, domain: str) -> int:
+    """Messages that no webhook took so far."""
+    return len(_read(store, store.warnings(domain)).pending)
+
+
 def _amounts(rules: Sequence[WarningRule], document: dict[str, Any]) -> dict[str, float | None]:
     """The amount that each rule looks at; of an area the mean."""
     by_place = {place["name"]: place["amount_mm"] for place in document["places"]}

@@ -30,11 +30,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def nowcast(line: str):
+def nowcast(line: str, **environment: str):
     # no server answers on port 9, so that a developer's own server never takes part
-    result = CliRunner(env={"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200"}).invoke(
-        app, shlex.split(line)
-    )
+    environment = {"NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api", "COLUMNS": "200", **environment}
+    result = CliRunner(env=environment).invoke(app, shlex.split(line))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -52,9 +51,13 @@ def test_the_whole_chain(here):
     assert json.loads(nowcast(f"backfill small {PERIOD} --json").stdout)["cycles"] == {"unchanged": 2}
     page = json.loads(nowcast("report small --json").stdout)
     assert Path(page["page"]).is_file() and page["csi"]
-    (status,) = json.loads(nowcast("status --json").stdout)
-    assert status["forecasts"] == {"optical_flow (hindcast)": 2}
-    assert "2 optical_flow" in nowcast("status").stdout
+    status = json.loads(nowcast("status --json").stdout)
+    assert status["holdings"][0]["forecasts"] == {"optical_flow (hindcast)": 2}
+    assert status["level"] == "off" and status["domains"][0]["newest_frame"].endswith("Z")
+    shown = nowcast("status").stdout
+    assert "2 optical_flow" in shown and "no domain is forecast live" in shown and "at work: nobody" in shown
+    written = json.loads(nowcast("status --page --json").stdout)["page"]
+    assert "no domain is forecast live" in Path(written).read_text()
     rebuilt = json.loads(nowcast("catalog rebuild --json").stdout)
     assert (rebuilt["forecasts"], rebuilt["damaged"]) == (2, [])
     assert json.loads(nowcast("verify small --json").stdout)["verify"]["unchanged"] == 2  # the sums are found again
@@ -90,10 +93,11 @@ def test_run_says_where_the_product_lies(here):
         ("train small --name ../evil", 2, "--name"),
         ("models show nonesuch", 2, "convlstm"),
         ("run small --set root=/proc/nowcast", 4, "cannot be used"),
-        ("status --set catalog=sqlite:////proc/nowcast/c.sqlite", 4, "cannot be made"),
+        ("ingest small --set catalog=sqlite:////proc/nowcast/c.sqlite", 4, "cannot be made"),
+        ("status --set catalog=sqlite:////proc/nowcast/c.sqlite", 0, "there is no root yet"),
         ("run small --prefect --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 2, "NOWCAST_CATALOG"),
         ("networks list --config x.toml", 0, "wu2019_radar_3l"),
-        ("catalog upgrade --json", 0, "0002"),
+        ("catalog upgrade --json", 0, "0003"),
         ("status --set catalog=catalog.sqlite", 4, "not a database URL"),
         ("status --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 4, "cannot be used"),
     ],

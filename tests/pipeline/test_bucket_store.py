@@ -17,6 +17,7 @@ from pipeline import catalog as tables
 from pipeline import operations, packing, publish, settings, times
 from pipeline.bucket_store import IN_USE_S, BucketStore, _keeps_conditions, _mark_of
 from pipeline.catalog import Catalog
+from pipeline.compaction import compact
 from pipeline.errors import DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.objects import Bucket
@@ -25,6 +26,7 @@ from pipeline.source_settings import S3Access
 from pipeline.storage import open_store
 from pipeline.warnings.watch import watch
 from tests.conftest import NOW, settings_for, synthetic_domain
+from tests.pipeline import test_compaction as packing_of_days
 from tests.pipeline.cycles import STEP, T0, backfill, digests, files_below, issue, write_model
 from tests.s3_server import dropped, refusal
 
@@ -312,6 +314,23 @@ def test_keys_that_lead_out_of_the_cache_are_left_alone(stores, tmp_path, monkey
     assert files_below(other.models("tiny")) == {"tiny/card.json", "tiny/.card.json.etag"}
     assert other.glob(other.root, "**/*") == [other.root / "format.json", other.root / "models/tiny/card.json"]
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_day_is_packed_in_the_bucket(stores, domain, tmp_path):
+    one, other = stores
+    seeds = {slot: slot + 1 for slot in packing_of_days.SLOTS}
+    with closing(Catalog(f"sqlite:///{tmp_path / 'catalog.sqlite'}")) as catalog:
+        packing_of_days.write(one, catalog, seeds)
+        done = compact(domain, one, catalog, NOW)
+    assert (done.days, done.objects_after, done.problems) == (1, 1, [])
+    assert packing_of_days.held(other) == packing_of_days.wanted(seeds)
+    (file,) = other.listed(other.archive("small"), "**/c/**/0")
+    assert file.path.parts[-6:-4] == ("packed", "c") and abs(file.written_at - time.time()) < 300
+    archive = Archive(other, domain)
+    assert archive.set_aside(packing_of_days.DAY) == [packing_of_days.DAY]
+    assert packing_of_days.held(one).keys() == seeds.keys() - {0}
+    archive.objects(packing_of_days.DAY).remove_all()
+    assert archive.times() == [] == one.folders(one.archive("small"))
 
 
 def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago(bucket, tmp_path):

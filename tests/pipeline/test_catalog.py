@@ -207,6 +207,7 @@ def test_migrations_make_the_tables_that_the_code_uses(either):
         assert set(inspector.get_pk_constraint(table.name)["constrained_columns"]) == {
             c.name for c in table.primary_key
         }
+        assert {i["name"] for i in inspector.get_indexes(table.name)} == {i.name for i in table.indexes}
 
 
 def test_a_file_that_is_no_database_and_a_wrong_url(tmp_path):

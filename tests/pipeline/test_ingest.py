@@ -18,11 +18,11 @@ from pipeline.errors import SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.grids import centred_grid
+from pipeline.holdings import holdings
 from pipeline.ingest import ingest
 from pipeline.rebuild import rebuild
 from pipeline.sources.readers import READERS
 from pipeline.sources.synthetic import SyntheticRain, write_composite
-from pipeline.status import status
 from pipeline.storage import Store
 from tests.conftest import NOW, brisbane_domain, settings_for, synthetic_domain
 
@@ -96,10 +96,10 @@ def test_a_file_that_was_replaced_by_a_good_one_is_no_problem_any_more(tmp_path,
     good = path.read_bytes()
     path.write_bytes(good[:1000])
     take_in(domain, store, catalog)
-    assert status(catalog, ["odim"])[0].unusable == 1
+    assert holdings(catalog, ["odim"])[0].unusable == 1
     path.write_bytes(good)
     take_in(domain, store, catalog)
-    assert (status(catalog, ["odim"])[0].frames, status(catalog, ["odim"])[0].unusable) == (1, 0)
+    assert (holdings(catalog, ["odim"])[0].frames, holdings(catalog, ["odim"])[0].unusable) == (1, 0)
 
 
 def test_a_good_file_that_was_overwritten_by_garbage_is_a_problem(tmp_path, store, catalog):
@@ -108,7 +108,7 @@ def test_a_good_file_that_was_overwritten_by_garbage_is_a_problem(tmp_path, stor
     take_in(domain, store, catalog)
     path.write_bytes(b"garbage")
     take_in(domain, store, catalog)
-    found = status(catalog, ["odim"])[0]
+    found = holdings(catalog, ["odim"])[0]
     assert found.unusable == 1 and path.name in found.newest_problem
 
 
@@ -132,7 +132,7 @@ def test_the_fault_of_the_archive_is_not_that_of_the_file(tmp_path, store, catal
     (store.archive("odim") / "2024/06/01.zarr/frames/zarr.json").write_text("garbage")
     with pytest.raises(StoreUnavailable, match="cannot write the frame"):
         take_in(domain, store, catalog)
-    assert status(catalog, ["odim"])[0].unusable == 0
+    assert holdings(catalog, ["odim"])[0].unusable == 0
 
 
 def test_what_only_other_settings_name_is_said_at_a_rebuild(tmp_path, store, catalog):

@@ -14,6 +14,7 @@ from pipeline import operations, times
 from pipeline.domain import Domain
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import rate_table
+from pipeline.holdings import holdings
 from pipeline.ingest import ingest
 from pipeline.ingest_volumes import slot_of
 from pipeline.packing import read_packed
@@ -21,7 +22,6 @@ from pipeline.prepare import domain_grid
 from pipeline.radar.gridding import grid_volume
 from pipeline.radar.quality import clean
 from pipeline.sources.synthetic_radars import RadarNetwork
-from pipeline.status import status
 from tests.conftest import NOW, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 3, 0, tzinfo=UTC)
@@ -182,7 +182,7 @@ def test_a_damaged_volume_is_quarantined_and_the_other_radar_goes_on(tmp_path, s
     assert json.loads(frame_rows(catalog)[T0]["inputs"])[0]["radar"] == "west"
     (kept,) = (store.root / "quarantine/net").iterdir()
     assert kept.read_bytes() == bad.read_bytes()
-    assert status(catalog, ["net"])[0].unusable == 1
+    assert holdings(catalog, ["net"])[0].unusable == 1
 
 
 def test_a_silent_radar_takes_no_part_and_never_reads_as_dry(tmp_path, store, catalog):

@@ -13,9 +13,9 @@ from pipeline import catalog as tables
 from pipeline import database, ingest, operations
 from pipeline.catalog import Catalog, Lease, misfit, upgrade, writable
 from pipeline.errors import BadInput, LeaseLost, StoreUnavailable
+from pipeline.holdings import holdings
 from pipeline.rebuild import rebuild
 from pipeline.settings import Settings, hide_secrets
-from pipeline.status import status
 from tests.conftest import NOW, synthetic_domain
 from tests.pipeline.cycles import STEP, T0
 from tests.soak import races
@@ -63,7 +63,7 @@ def the_chain(root, url):
     written = operations.report(settings, "small", None, None, root / "report", NOW)
     store, catalog = operations.open_root(settings)
     before = contents(catalog)
-    (counted,) = status(catalog, ["small"])
+    (counted,) = holdings(catalog, ["small"])
     rebuilt = rebuild([domain], store, catalog)
     after = contents(catalog)
     catalog.close()

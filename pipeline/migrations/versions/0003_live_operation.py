@@ -18,6 +18,7 @@ def upgrade() -> None:
     ):
         with op.batch_alter_table(name) as table:
             table.add_column(column)
+    op.create_index("volumes_nominal_time", "volumes", ["domain", "nominal_time"])
     op.create_table(
         "feeds",
         sa.Column("domain", sa.String(40), primary_key=True),
