@@ -36,12 +36,12 @@ def live(
             return
         from flows.live import Recorder
         from pipeline import times
-        from pipeline.live import run_live
+        from pipeline.resident import run_live
 
         stop = _stop_at_signals()
         recorder = Recorder(settings)
         try:
-            run_live(settings, times.Clock(now()), stop, after=recorder.record)
+            run_live(settings, times.SystemClock(now()), stop, after=recorder.record, emit=recorder.emit)
         finally:
             recorder.close()
     # Prefect's threads may wait for a server that is gone; what is ours is done

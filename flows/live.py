@@ -1,11 +1,15 @@
-"""The live process and Prefect: every batch is recorded as a run of the flow ``cycle``, after its forecasts are out.
+"""The live process and Prefect: each batch is recorded as a run of the flow ``cycle``, and alerts become events.
 
-The recording has a thread and a queue of its own, so that a server that is slow, full or gone never delays a forecast.
+That happens after its forecasts are out, in a thread with a queue of its own, so that a server that is slow, full or
+gone never delays a forecast.
 """
 
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from flows.artifacts import outcome_lines
 from flows.prefect_link import own_loggers, prefect_settings, server_answers
@@ -54,7 +58,7 @@ class Recorder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._batches: queue.Queue[tuple[Batch, list[logging.LogRecord]]] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[Callable[[], None]] = queue.Queue(WAITING)
         self._stop = threading.Event()
         self._lines = _Lines()
         for logger in own_loggers():
@@ -64,10 +68,17 @@ class Recorder:
 
     def record(self, batch: Batch) -> None:
         """Take a batch that is done; returns at once."""
+        self._put(partial(record_cycle, self._settings, batch, self._lines.take()))
+
+    def emit(self, name: str, resource: str, payload: dict[str, Any]) -> None:
+        """Take an event about ``resource``; returns at once."""
+        self._put(partial(_emit, self._settings, name, resource, payload))
+
+    def _put(self, what: Callable[[], None]) -> None:
         try:
-            self._batches.put_nowait((batch, self._lines.take()))
+            self._waiting.put_nowait(what)
         except queue.Full:
-            log.info("a batch is not shown in Prefect, whose server is too slow")
+            log.info("a batch or an event is not shown in Prefect, whose server is too slow")
 
     def close(self) -> None:
         """Hand over what waits, for at most three seconds."""
@@ -77,20 +88,27 @@ class Recorder:
             logger.removeHandler(self._lines)
 
     def _run(self) -> None:
-        while not (self._stop.is_set() and self._batches.empty()):
+        while not (self._stop.is_set() and self._waiting.empty()):
             try:
-                batch, lines = self._batches.get(timeout=0.2)
+                show = self._waiting.get(timeout=0.2)
             except queue.Empty:
                 continue
             try:
                 # none answers: the usual case where nobody wants Prefect
                 if server_answers(self._settings.prefect_api_url):
-                    record_cycle(self._settings, batch, lines)
+                    show()
             except Exception as error:  # forecasts go on, whatever it is
-                log.warning("a batch is not shown in Prefect: %r", error)
+                log.warning("a batch or an event is not shown in Prefect: %r", error)
                 self._stop.wait(REST_S)
             finally:
-                self._batches.task_done()
+                self._waiting.task_done()
+
+
+def _emit(settings: Settings, name: str, resource: str, payload: dict[str, Any]) -> None:
+    with prefect_settings(settings.root, settings.prefect_api_url):
+        from flows.events import emit
+
+        emit(name, resource, payload)
 
 
 def record_cycle(settings: Settings, batch: Batch, lines: list[logging.LogRecord]) -> None:

@@ -9,7 +9,7 @@ from prefect import flow
 from flows.artifacts import publish_report, publish_watch
 from flows.domains import end, for_domains
 from flows.prefect_link import as_task
-from pipeline import live, operations
+from pipeline import operations, resident
 from pipeline.operations import Report
 from pipeline.settings import load
 
@@ -27,7 +27,7 @@ def nowcast(
     """
     settings, now = load(Path(config) if config else None, changes), datetime.now(UTC)
     if domain is None:
-        outcomes = live.tick_once(settings, now, as_task)
+        outcomes = resident.tick_once(settings, now, as_task)
         return end(outcomes or [], publish_watch(outcomes))
 
     def one(name: str) -> Report:

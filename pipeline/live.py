@@ -1,16 +1,13 @@
-"""The resident process: polls the feeds, forecasts what is due in batches, records what was missed and why.
+"""Live cycles: the feeds are polled, what is due is forecast in batches, what was missed is recorded with the reason.
 
 It decides by what the catalog holds, so that it may be ended at any time, and another may go on.
 """
 
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,17 +16,16 @@ from pipeline import nowcast, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import NowcastError
-from pipeline.intake import InProcesses, Intake, OnTheSpot, Polled
+from pipeline.intake import Intake, Polled
 from pipeline.issue import Wanted, give_up, issue
 from pipeline.lateness import OF_FRAMES, Decision, decide
-from pipeline.operations import Step, bare, open_root
+from pipeline.operations import Step, bare
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-LEASE = "live"
 # what gave no product (it failed, is held by somebody else, or has not changed) is looked at again after this time
 RETRY = timedelta(seconds=20)
 # a look over the last day, for what came very late: verification wants it
@@ -59,6 +55,7 @@ class Feed:
         retry: cycles that gave no product, and when they are looked at again.
         failure: of a cycle, the last one.
         due_since: when its newest due cycle became due.
+        looked: the feed was looked at since the process began; before, its newest frame is not known.
     """
 
     domain: Domain
@@ -70,6 +67,7 @@ class Feed:
     retry: dict[datetime, datetime] = field(default_factory=dict)
     failure: dict[datetime, str] = field(default_factory=dict)
     due_since: datetime | None = None
+    looked: bool = False
 
 
 class Live:
@@ -110,7 +108,7 @@ class Live:
         now = self.clock.now()
         frames, cycles = self._facts(now)
         due = []
-        for feed in self.feeds:
+        for feed in (one for one in self.feeds if one.looked):
             due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
         if not due:
             return IDLE_S
@@ -177,6 +175,7 @@ class Live:
         feed.backlog.sort()
 
     def _note(self, polled: Polled) -> None:
+        next(feed for feed in self.feeds if feed.domain.name == polled.domain).looked = True
         now = self.clock.now().timestamp()
         values = {"polled_at": now, "fault_at": 0.0, "fault": ""} if polled.result is not None else {}
         with self.catalog.write(polled.domain) as connection:
@@ -297,72 +296,3 @@ class Live:
 def _first_needed(feed: Feed) -> datetime:
     """Of the frames that decide on the open instants, the oldest."""
     return feed.first_open - max(feed.domain.input_frames, OF_FRAMES) * feed.domain.cadence
-
-
-def run_live(
-    settings: Settings,
-    clock: times.Clock,
-    stop: threading.Event,
-    step: Step = bare,
-    after: Callable[[list[Outcome]], None] = lambda outcomes: None,
-) -> None:
-    """Be the resident process until ``stop``; while another one is, stand by to take over.
-
-    What is begun when ``stop`` comes is finished.
-
-    Raises:
-        StoreUnavailable: at the start; later it is waited for.
-    """
-    store, catalog = open_root(settings)
-    with closing(catalog):
-        while not stop.is_set():
-            try:
-                with catalog.lease(LEASE) as lease:
-                    if lease is None:
-                        log.info("another process is live; standing by")
-                        stop.wait(2.0)
-                        continue
-                    _live_while(
-                        lambda: not (stop.is_set() or lease.lost), settings, store, catalog, clock, stop, step, after
-                    )
-            except NowcastError as err:
-                log.warning("waiting: %s", err)
-                stop.wait(5.0)
-
-
-def _live_while(
-    goes_on: Callable[[], bool],
-    settings: Settings,
-    store: Store,
-    catalog: Catalog,
-    clock: times.Clock,
-    stop: threading.Event,
-    step: Step,
-    after: Callable[[list[Outcome]], None],
-) -> None:
-    intake: Intake = InProcesses(settings) if settings.live.ingest_processes else OnTheSpot(store, catalog)
-    with closing(intake):
-        live = Live(settings, store, catalog, clock, intake, step, after)
-        while goes_on():
-            stop.wait(live.step())
-
-
-def tick_once(settings: Settings, now: datetime, step: Step = bare) -> Any:
-    """What the resident process would do now, if there is none: the watchdog's work.
-
-    Returns:
-        Outcomes of the cycles that were due; None if a resident process is at work.
-    """
-    # all feeds are looked at before anything is forecast, so there is nobody to wait for
-    settings = settings.model_copy(update={"live": settings.live.model_copy(update={"batch_wait_s": 0.0})})
-    store, catalog = open_root(settings)
-    outcomes: list[Outcome] = []
-    with closing(catalog), catalog.lease(LEASE) as lease:
-        if lease is None:
-            return None
-        live = Live(settings, store, catalog, times.Clock(now), OnTheSpot(store, catalog), step, outcomes.extend)
-        while True:
-            before = len(outcomes)
-            live.step()
-            if len(outcomes) == before and not any(feed.due_since for feed in live.feeds):
-                return outcomes

@@ -168,7 +168,7 @@ def test_a_batch_of_the_live_process_is_a_run_with_its_log(prefect, config):
     try:
         logger.info("a line of %s", "ours")
         recorder.record([Outcome(START, "skipped", reason="no frame", domain="small")])
-        recorder._batches.join()
+        recorder._waiting.join()
     finally:
         recorder.close()
         logging.getLogger("pipeline").setLevel(level)

@@ -11,7 +11,8 @@ from pipeline import times
 from pipeline.catalog import Catalog
 from pipeline.intake import OnTheSpot
 from pipeline.lateness import expected_radars
-from pipeline.live import LEASE, Live, tick_once
+from pipeline.live import Live
+from pipeline.resident import LEASE, tick_once
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from pipeline.storage import Store

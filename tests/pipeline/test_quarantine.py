@@ -14,7 +14,6 @@ from pipeline.rebuild import rebuild
 from pipeline.retention import housekeep
 from pipeline.settings import Retention
 from pipeline.sources.readers import READERS
-from pipeline.status import status
 from tests.conftest import NOW, brisbane_domain, settings_for
 
 DAY = "20201031"
@@ -59,7 +58,6 @@ def test_keep_and_drop_are_told_apart_and_survive_the_loss_of_the_catalog(domain
     assert not (store.root / dropped.files[0]).exists()
     wanted = {GOOD: "framed", BAD: "reviewed", WORSE: "dropped"}
     assert states(catalog) == wanted
-    assert status(catalog, ["brisbane"])[0].unusable == 0  # somebody has looked at them
     assert ingest(domain, store, catalog, START, END, NOW).unchanged == 3
     assert rebuild([domain], store, catalog).quarantined == 2
     assert states(catalog) == wanted

@@ -1,0 +1,82 @@
+"""The resident process, its watchdog, and who of them is at work: the holder of the lease ``live``."""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime
+
+from pipeline import alerts, times
+from pipeline.errors import NowcastError
+from pipeline.intake import InProcesses, Intake, OnTheSpot
+from pipeline.live import Live
+from pipeline.lookout import Lookout
+from pipeline.operations import Step, bare, open_root
+from pipeline.publish import Outcome
+from pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEASE = "live"
+# between two looks of one that stands by, and after a failure of the catalog or a store
+STAND_BY_S, WAIT_S = 2.0, 5.0
+
+
+def run_live(
+    settings: Settings,
+    clock: times.Clock,
+    stop: threading.Event,
+    after: Callable[[list[Outcome]], None] = lambda outcomes: None,
+    emit: alerts.Emit | None = None,
+) -> None:
+    """Be the resident process until ``stop``; while another one is, stand by to take over.
+
+    What is begun when ``stop`` comes is finished.
+
+    Args:
+        after: called with the outcomes of each batch.
+        emit: takes the events of alerts.
+
+    Raises:
+        StoreUnavailable: at the start; later it is waited for.
+    """
+    store, catalog = open_root(settings)
+    with closing(catalog):
+        while not stop.is_set():
+            try:
+                with catalog.lease(LEASE) as lease:
+                    if lease is None:
+                        log.info("another process is live; standing by")
+                        stop.wait(STAND_BY_S)
+                        continue
+                    intake: Intake = (
+                        InProcesses(settings) if settings.live.ingest_processes else OnTheSpot(store, catalog)
+                    )
+                    with closing(intake), closing(Lookout(settings, clock, emit)):
+                        live = Live(settings, store, catalog, clock, intake, after=after)
+                        while not (stop.is_set() or lease.lost):
+                            stop.wait(live.step())
+            except NowcastError as err:
+                log.warning("waiting: %s", err)
+                stop.wait(WAIT_S)
+
+
+def tick_once(settings: Settings, now: datetime, step: Step = bare) -> list[Outcome] | None:
+    """What the resident process would do now, if there is none: the watchdog's work.
+
+    Returns:
+        Outcomes of the cycles that were due; None if a resident process is at work.
+    """
+    # all feeds are looked at before anything is forecast, so there is nobody to wait for
+    settings = settings.model_copy(update={"live": settings.live.model_copy(update={"batch_wait_s": 0.0})})
+    store, catalog = open_root(settings)
+    outcomes: list[Outcome] = []
+    with closing(catalog), catalog.lease(LEASE) as lease:
+        if lease is None:
+            return None
+        live = Live(settings, store, catalog, times.Clock(now), OnTheSpot(store, catalog), step, outcomes.extend)
+        while True:
+            before = len(outcomes)
+            live.step()
+            if len(outcomes) == before and not any(feed.due_since for feed in live.feeds):
+                return outcomes
