@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline import nowcast, operations, publish
+from pipeline import nowcast, operations, publish, times
 from pipeline.frames.archive import Archive
 from pipeline.frames.sequences import read_sequence
 from tests.conftest import NOW, settings_for, synthetic_domain
@@ -32,20 +32,21 @@ def test_publication(new_bucket, tmp_path, cells):
     for name, settings in (("folder", folder), ("bucket", machine)):
         operations.ingest(settings, "small", T0 - timedelta(hours=1), T0, NOW)
         store, catalog = operations.open_root(settings)
-        methods = nowcast.load_methods(domain, store, settings, 2000.0)
+        methods = nowcast.Loader(store, settings).methods(domain, 2000.0)
+        publication = publish.Publication("hindcast", 1, times.Clock(NOW), "benchmark", {})
         with catalog.lease("benchmark") as lease:
             for _ in range(ROUNDS):
                 started = time.perf_counter()
                 sequence = read_sequence(Archive(store, domain), domain, T0)
                 told["read 5 frames"].setdefault(name, []).append(time.perf_counter() - started)
-                (made,) = nowcast._forecast(domain, methods, [sequence])
+                (made,) = nowcast.forecast([(domain, sequence)], [methods])
                 started = time.perf_counter()
-                publish.publish(domain, store, catalog, lease, sequence, made, "hindcast", NOW, {})
+                publish.publish(domain, store, catalog, lease, sequence, made, publication)
                 told["publish"].setdefault(name, []).append(time.perf_counter() - started)
         catalog.close()
     print(f"\n  {cells} x {cells} cells, 12 lead times, medians of {ROUNDS}")
-    for what, times in told.items():
-        medians = {name: statistics.median(values) for name, values in times.items()}
+    for what, taken in told.items():
+        medians = {name: statistics.median(values) for name, values in taken.items()}
         print(
             f"  {what:14} folder {medians['folder']:.3f} s, bucket {medians['bucket']:.3f} s: "
             f"{medians['bucket'] / medians['folder']:.2f} times"
