@@ -39,12 +39,16 @@ def models_list(config: Config = None, changes: Changes = None, as_json: AsJson 
     """Shipped models and those trained in this root."""
     with errors_to_exit_codes():
         from models import checkpoint
+        from pipeline.storage import open_store
 
-        settings = load_settings(config, changes)
-        places = {"shipped": checkpoint.PRETRAINED, "trained here": settings.root / "models"}
+        store = open_store(load_settings(config, changes))
+        places = {
+            "shipped": sorted(checkpoint.PRETRAINED.glob("*/card.json")),
+            "trained here": [store.get(path) for path in store.glob(store.models(), "*/card.json")],
+        }
         rows: list[dict[str, Any]] = []
-        for where, folder in places.items():
-            for path in sorted(folder.glob("*/card.json")):
+        for where, cards in places.items():
+            for path in cards:
                 try:
                     card = checkpoint.read_card(path.parent)
                 except checkpoint.CheckpointError as err:
@@ -79,10 +83,11 @@ def models_show(name: str, config: Config = None, changes: Changes = None, as_js
 
         from models import checkpoint
         from pipeline.errors import SettingsError
+        from pipeline.storage import open_store
 
-        settings = load_settings(config, changes)
+        store = open_store(load_settings(config, changes))
         try:
-            card = checkpoint.read_card(checkpoint.find(name, (settings.root / "models",)))
+            card = checkpoint.read_card(checkpoint.find(name, (store.models(name),)))
         except checkpoint.CheckpointError as err:
             raise SettingsError(str(err)) from err
         console.print_json(dataclasses.asdict(card))

@@ -163,10 +163,10 @@ def catalog_backup(file: Path, config: Config = None, changes: Changes = None, a
     """Copy the catalog to FILE while the work goes on."""
     with errors_to_exit_codes():
         from pipeline import backup
-        from pipeline.storage import Store
+        from pipeline.storage import open_store
 
         settings = load_settings(config, changes)
-        rows = backup.backup(settings.catalog, file.resolve(), Store(settings.root))
+        rows = backup.backup(settings.catalog, file.resolve(), open_store(settings))
         if as_json:
             console.print_json({"file": file, "rows": rows})
         else:
@@ -178,10 +178,10 @@ def catalog_restore(file: Path, config: Config = None, changes: Changes = None, 
     """Put the backup FILE in the place of the catalog, which is kept aside; stop what works on the root first."""
     with errors_to_exit_codes():
         from pipeline import backup
-        from pipeline.storage import Store
+        from pipeline.storage import open_store
 
         settings = load_settings(config, changes)
-        done = backup.restore(settings.catalog, file, Store(settings.root))
+        done = backup.restore(settings.catalog, file, open_store(settings))
         if as_json:
             console.print_json(done)
             return

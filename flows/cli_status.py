@@ -23,10 +23,10 @@ def status(
         from pipeline.catalog import Catalog
         from pipeline.holdings import holdings
         from pipeline.status import read_status
-        from pipeline.storage import Store
+        from pipeline.storage import open_store
 
         settings = load_settings(config, changes)
-        store, catalog = Store(settings.root, reading=not page), Catalog(settings.catalog, reading=True)
+        store, catalog = open_store(settings, reading=not page), Catalog(settings.catalog, reading=True)
         if page:
             from pipeline import status_page
 

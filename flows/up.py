@@ -28,7 +28,7 @@ from pipeline.catalog import Catalog
 from pipeline.errors import RootInUse, SettingsError, StoreUnavailable
 from pipeline.heartbeat import first_issued
 from pipeline.settings import Settings
-from pipeline.storage import Store, process_lives
+from pipeline.storage import open_store, process_lives
 
 DEPLOYMENTS = Path(__file__).parents[1] / "infra" / "prefect.yaml"
 POOL = "nowcast"
@@ -57,7 +57,7 @@ def up(settings: Settings, say: Say) -> None:
     host, port = _address(settings)
     if not settings.domains:
         raise SettingsError("no domain is configured; give a settings file with --config or NOWCAST_CONFIG")
-    Store(settings.root)  # it can be written
+    open_store(settings)  # it can be written
     with _only_one(settings.root, say), closing(Catalog(settings.catalog)) as catalog:
         _check_port(host, port)
         (settings.root / "logs").mkdir(exist_ok=True)

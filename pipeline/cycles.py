@@ -20,7 +20,7 @@ from pipeline.errors import WorkerLost
 from pipeline.issue import Wanted, issue
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
-from pipeline.storage import Store
+from pipeline.storage import open_store
 from pipeline.times import Clock
 
 # cycles that go through the model together and are claimed together
@@ -138,7 +138,7 @@ class _Worker:
 
     def __init__(self, settings: Settings, domain: Domain) -> None:
         self.settings, self.domain = settings, domain
-        self.store, self.catalog = Store(settings.root), Catalog(settings.catalog)
+        self.store, self.catalog = open_store(settings), Catalog(settings.catalog)
         self.loader = nowcast.Loader(self.store, settings)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import SettingsError, StoreUnavailable, WorkerLost
 from pipeline.settings import Settings
-from pipeline.storage import Store
+from pipeline.storage import open_store
 
 LOCAL = "local"
 CONNECT_S = 10.0
@@ -43,7 +43,7 @@ def connect(settings: Settings, address: str, workers: int) -> Iterator[tuple[Ex
     untyped: Any = distributed
     with ExitStack() as held:
         if address == LOCAL:
-            folder = held.enter_context(Store(settings.root).scratch())
+            folder = held.enter_context(open_store(settings).scratch())
             # processes of one thread: HDF5 in threads crashes
             at: Any = held.enter_context(
                 untyped.LocalCluster(

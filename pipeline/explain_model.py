@@ -37,7 +37,7 @@ def lineage(domain: Domain, store: Store, name: str, row: Row) -> Lineage:
     wanted = row["model_checksum"]
     try:
         where = domain.model if name == domain.model_name else name
-        folder = checkpoint.find(where, (store.models(),))
+        folder = checkpoint.find(where, (store.models(where),))
         card = checkpoint.read_card(folder)
         weights = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
     except (checkpoint.CheckpointError, OSError) as err:

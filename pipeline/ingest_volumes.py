@@ -56,7 +56,8 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
     job.result.unchanged = len(wanted) - len(fresh)
     work = Work(job, source, {ref.key: ref for ref in listed}, *_slots(job, listed))
     work.touched |= _stale(work, start, end)
-    for n, one in enumerate(prepare_all(domain, fresh, job.now, job.store.clutter(domain.name))):
+    maps = job.store.fetch(job.store.clutter(domain.name))
+    for n, one in enumerate(prepare_all(domain, fresh, job.now, maps)):
         work.prepared[one.ref.key] = one
         slot = _record_volume(job, one)
         if one.ref.key in work.replaced:  # its frame must be made without the file that it was made from

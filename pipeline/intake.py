@@ -18,7 +18,7 @@ from pipeline.errors import NowcastError
 from pipeline.ingest import IngestResult, ingest
 from pipeline.settings import Settings
 from pipeline.source_settings import PolarSource
-from pipeline.storage import Store
+from pipeline.storage import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _start(settings: Settings, context: dict[str, str]) -> None:
     threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
     logs.configure(settings.log_format)
     logs.take_context(context)
-    _root = Store(settings.root), Catalog(settings.catalog)
+    _root = open_store(settings), Catalog(settings.catalog)
 
 
 def _poll_in_process(domain: Domain, start: datetime, end: datetime, now: datetime) -> Polled:

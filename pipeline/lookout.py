@@ -54,7 +54,7 @@ def look(
         lambda: status_page.write(settings, store, catalog, clock.now()),
     ]
     for name in settings.domains:
-        if (store.view(name) / "index.html").is_file():
+        if store.has(store.view(name) / "index.html"):
             steps.append(lambda name=name: operations.view(settings, name, None, None, only_if_new=True))  # type: ignore[misc]
     for step in steps:
         try:

@@ -108,7 +108,7 @@ class Loader:
         settings = self.settings
         if domain.model not in self._networks:
             try:
-                loaded, card = checkpoint.load(checkpoint.find(domain.model, (self.store.models(),)))
+                loaded, card = checkpoint.load(checkpoint.find(domain.model, (self.store.models(domain.model),)))
             except checkpoint.CheckpointError as err:
                 raise ModelRefused(str(err)) from err
             forecaster = Forecaster(

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from io import SEEK_END, BytesIO
+from mimetypes import guess_type
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,6 +136,7 @@ class Bucket:
                 raise BadInput(f"{self._name(key)}: {size} bytes, more than one request may carry")
             body.seek(0)
             arguments: dict[str, Any] = {"Body": body, "ContentMD5": b64encode(digest.digest()).decode()}
+            arguments["ContentType"] = guess_type(key)[0] or "application/octet-stream"  # for browsers
             if if_match is not None:
                 arguments["IfMatch"] = f'"{if_match}"'
             if if_none_match:

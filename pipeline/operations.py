@@ -26,7 +26,7 @@ from pipeline.ingest import ingest as ingest_window
 from pipeline.learn_clutter import Learned
 from pipeline.learn_clutter import learn_clutter as learn_from_volumes
 from pipeline.settings import Settings
-from pipeline.storage import Store
+from pipeline.storage import Store, open_store
 from pipeline.verification.sums_files import VerifyResult
 from pipeline.verification.verify import verify as verify_window
 
@@ -94,7 +94,7 @@ def learn_clutter(
     """Clutter maps of a domain's radars, from the dry volumes of a period; without times from all that there are."""
     domain = settings.domain(domain_name)
     start = start or (now - timedelta(days=1) if _is_endless(domain) else times.EPOCH)
-    return learn_from_volumes(domain, Store(settings.root), start, end or now, functools.partial(progress, "clutter"))
+    return learn_from_volumes(domain, open_store(settings), start, end or now, functools.partial(progress, "clutter"))
 
 
 def _is_endless(domain: Domain) -> bool:
@@ -137,7 +137,7 @@ def run(
         reference_time = recent[-1]
     kind = "issued" if now < reference_time + domain.horizon else "hindcast"
     _timed(report, "nowcast", step(_issue), settings, domain, [reference_time], kind, clock, 1, progress, report)
-    if report.cycles.get("published") and (Store(settings.root).view(domain_name) / "index.html").is_file():
+    if report.cycles.get("published") and _has_page(settings, domain_name):
         _timed(report, "view", step(_renew_view), settings, domain, report)
     return report
 
@@ -318,7 +318,7 @@ def train(
         raise SettingsError(f"--name {request.name}: a shipped model has this name; give another one")
     if request.network not in ZOO:
         raise SettingsError(f"network {request.network!r} is not in the zoo; it has {', '.join(ZOO)}")
-    store = Store(settings.root)
+    store = open_store(settings)
     of_engine = {field.name for field in dataclasses.fields(TrainingConfig)}
     chosen = request.model_dump(include=of_engine)
     recipe = Recipe(
@@ -330,7 +330,7 @@ def train(
     )
     if request.data_only is not None:
         return training.export(domains, store, recipe, request.data_only, request.command, now)
-    out = store.models() / request.name
+    out = store.models(request.name) / request.name
     return training.train(
         domains, store, recipe, out, request.command, settings.threads, settings.device, now, progress
     )
@@ -338,7 +338,7 @@ def train(
 
 def open_root(settings: Settings) -> tuple[Store, Catalog]:
     """Store and catalog of the settings, with what a killed process left cleaned away."""
-    store = Store(settings.root)
+    store = open_store(settings)
     store.remove_stale_temporaries()
     return store, Catalog(settings.catalog)
 
@@ -412,6 +412,11 @@ def _issue(
     return report
 
 
+def _has_page(settings: Settings, domain_name: str) -> bool:
+    store = open_store(settings)
+    return store.has(store.view(domain_name) / "index.html")
+
+
 def _renew_view(settings: Settings, domain: Domain, report: Report) -> Report:
     try:
         view(settings, domain.name, None, None)
@@ -427,7 +432,7 @@ def _unusable_model(settings: Settings, domain: Domain) -> list[str]:
     if domain.model in {nowcast.OPTICAL_FLOW, nowcast.LAST_FRAME}:
         return []
     try:
-        checkpoint.load(checkpoint.find(domain.model, (Store(settings.root).models(),)))
+        checkpoint.load(checkpoint.find(domain.model, (open_store(settings).models(domain.model),)))
     except checkpoint.CheckpointError as err:
         return [f"domains.{domain.name}.model: {err}"]
     return []
@@ -462,6 +467,6 @@ def _has_frame(settings: Settings, domain: Domain, time: datetime) -> bool:
     from pipeline.frames.archive import Archive
 
     try:
-        return Archive(Store(settings.root), domain).read(time) is not None
+        return Archive(open_store(settings), domain).read(time) is not None
     except DamagedFrame:
         return False

@@ -131,7 +131,7 @@ def publish(
 
 def announce(domain: Domain, store: Store, catalog: Catalog, row: Row, state: str) -> Outcome:
     """Point to a product that stands and, if it was issued, raise and end warnings; a second time does nothing."""
-    point_latest(store, catalog, domain, row)
+    point_latest(store, domain, row)
     told = Told()
     if row["kind"] == "issued":
         told = watch(domain, store, catalog, store.place_forecasts(store.root / row["path"]))
@@ -180,10 +180,8 @@ def adopt(
 ) -> Outcome | None:
     """Record a whole product that a killed process left without a row."""
     path = store.product(domain.name, kind, sequence.reference_time, revision)
-    if not path.is_file():
-        return None
     try:
-        row = cycle_row(domain, store.relative(path), path, store.baselines(path))
+        row = cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path)))
     except (OSError, ValueError, KeyError):
         return None  # not whole; it is made again
     _commit(catalog, lease, row)
@@ -231,27 +229,29 @@ def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
         catalog.upsert(connection, tables.cycles, [row])
 
 
-def point_latest(store: Store, catalog: Catalog, domain: Domain, row: Row) -> None:
-    """Move the hint to an issued product forward, never backward; the domain's write lock keeps two apart."""
+def point_latest(store: Store, domain: Domain, row: Row) -> None:
+    """Move the hint to an issued product forward, never backward."""
     if row["kind"] != "issued":
         return
     path = store.latest(domain.name)
     time = tables.from_seconds(row["reference_time"])
-    with catalog.write(domain.name):
+
+    def forward(standing: bytes | None) -> bytes | None:
         try:
-            if path.is_file() and times.parse_time(json.loads(path.read_text())["reference_time"]) >= time:
-                return
+            if standing is not None and times.parse_time(json.loads(standing)["reference_time"]) >= time:
+                return None
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged and is written again", path)
-        with store.publish(path) as temporary:
-            hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
-            temporary.write_text(json.dumps(hint) + "\n")
+        hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
+        return (json.dumps(hint) + "\n").encode()
+
+    store.update(path, forward)
 
 
 def is_there(store: Store, row: Row) -> bool:
     """Whether a published product and its companion are still in the store; one that was lost is made again."""
     path = store.root / row["path"]
-    missing = [p for p in (path, store.baselines(path)) if not p.is_file() or not p.stat().st_size]
+    missing = [p for p in (path, store.baselines(path)) if not store.size(p)]
     if missing:
         log.warning("%s was published but is lost; it is made again", store.relative(missing[0]))
     return not missing

@@ -121,11 +121,11 @@ def _volumes(domain: Domain, journal: list[dict[str, Any]], standing: list[Row],
 
 
 def _unknown_domains(domains: list[Domain], store: Store, catalog: Catalog) -> list[str]:
-    folders = [path for part in ("archive", "products") for path in (store.root / part).glob("*") if path.is_dir()]
+    folders = {name for part in ("archive", "products") for name in store.folders(store.root / part)}
     named = {domain.name for domain in domains}
     for table in (tables.frames, tables.cycles):
         named |= {row["domain"] for row in catalog.read(sa.select(table.c.domain).distinct())}
-    return sorted({path.name for path in folders} - named)
+    return sorted(folders - named)
 
 
 def _frames(
@@ -165,11 +165,11 @@ def _frames(
 def _cycles(domain: Domain, store: Store, standing: list[Row], result: Rebuilt) -> list[Row]:
     known = {row["path"]: row for row in standing if row["state"] == "published"}
     rows = []
-    for path in sorted((store.root / "products" / domain.name).rglob("*.nc")):
+    for path in store.glob(store.root / "products" / domain.name, "**/*.nc"):
         if "." in path.stem:  # what lies beside a product: baselines, references
             continue
         try:
-            row = cycle_row(domain, store.relative(path), path, store.baselines(path))
+            row = cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path)))
         except (OSError, ValueError, KeyError) as err:
             result.damaged.append((store.relative(path), str(err)))
             continue
@@ -181,10 +181,10 @@ def _cycles(domain: Domain, store: Store, standing: list[Row], result: Rebuilt) 
 
 def _scores(domain: Domain, store: Store, result: Rebuilt) -> list[Row]:
     rows = []
-    for path in sorted((store.root / "verification" / domain.name).rglob("*.nc")):
+    for path in store.glob(store.root / "verification" / domain.name, "**/*.nc"):
         kind, model = path.parts[-3], path.parts[-2]
         try:
-            digest = packing.read_digest(path)
+            digest = packing.read_digest(store.get(path))
         except (OSError, ValueError) as err:
             result.damaged.append((store.relative(path), str(err)))
             continue

@@ -59,7 +59,7 @@ def training_periods(settings: Settings, store: Store) -> dict[str, list[tuple[d
     untrained = {OPTICAL_FLOW, LAST_FRAME, *ROVER}
     for model in sorted({domain.model for domain in settings.domains.values()} - untrained):
         try:
-            card = checkpoint.read_card(checkpoint.find(model, (store.models(),)))
+            card = checkpoint.read_card(checkpoint.find(model, (store.models(model),)))
             periods = card.training.get("periods", {})
             spans = {name: [times.parse_time(text) for text in span.split("/")] for name, span in periods.items()}
         except (checkpoint.CheckpointError, ValueError, AttributeError) as err:

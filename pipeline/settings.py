@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from pipeline.domain import Domain, ProjectedGrid
 from pipeline.errors import SettingsError
-from pipeline.source_settings import Frozen
+from pipeline.source_settings import Frozen, S3Access
 
 CONFIG_NAME = "nowcast.toml"
 SAMPLE_DATA_DEFAULT = "../shared/data"
@@ -68,9 +68,18 @@ class Retention(Frozen):
 
 
 class Settings(Frozen):
-    """Everything that is configured, and where each value came from (``origins``, dotted key -> origin)."""
+    """Everything that is configured, and where each value came from (``origins``, dotted key -> origin).
+
+    Attributes:
+        store: ``s3://bucket/prefix`` of archive, products and all else that is kept; empty is the root itself.
+        s3: how that bucket is reached.
+        cache_mb: of copies from the bucket, below the root.
+    """
 
     root: Path
+    store: str = ""
+    s3: S3Access = S3Access()
+    cache_mb: int = Field(2048, ge=1)
     catalog: str
     domains: dict[str, Domain]
     log_format: Literal["text", "json"] = "text"
@@ -137,7 +146,7 @@ def load(
     if not folder or not isinstance(root_value, str):
         raise SettingsError(f"root = {root_value!r}: expected a folder")
     if "://" in folder:
-        raise SettingsError(f"root = {folder!r}: only a local folder so far, not an object store")
+        raise SettingsError(f"root = {folder!r}: a local folder; a bucket is named by store = {folder!r}")
     tree["root"] = root = (base / folder).resolve()
     tree["catalog"] = _expand(str(tree.get("catalog", f"sqlite:///{root / 'catalog.sqlite'}")), "catalog", environment)
     if tree["catalog"].startswith("sqlite:///"):
@@ -165,6 +174,9 @@ def load(
                 domain["model"] = str((base / domain["model"]).resolve())
     if isinstance(tree.get("alerts"), dict):
         tree["alerts"] = _with_webhook(tree["alerts"], "alerts", environment)
+    if tree.get("store"):
+        tree["store"] = _expand(str(tree["store"]), "store", environment)
+        _check_uri(tree["store"])
     tree.setdefault("domains", {})
     try:
         settings = Settings(**tree, config_path=path, origins={key: value.origin for key, value in values.items()})
@@ -185,6 +197,15 @@ def _with_webhook(rule: Any, key: str, environment: Mapping[str, str]) -> Any:
             "variable NAME"
         )
     return {**rule, "webhook": SecretStr(_expand(text, f"{key}.webhook", environment))}
+
+
+def _check_uri(uri: str) -> None:
+    from pipeline.objects import split_uri
+
+    try:
+        split_uri(uri)
+    except SettingsError as err:
+        raise SettingsError(f"store = {err}") from err
 
 
 def _check_places(settings: Settings) -> None:

@@ -1,6 +1,10 @@
-"""The root: where every kind of file lies, and how a file appears there whole or not at all."""
+"""The root: where every kind of file lies, and how a file appears there whole or not at all.
+
+Paths below the root are names; what reads, writes, lists or removes what they name are the methods of the Store.
+"""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -10,7 +14,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +23,7 @@ from typing import Any
 
 from pipeline import times
 from pipeline.errors import StoreUnavailable
+from pipeline.settings import Settings
 
 FORMAT_VERSION = 1
 TEMPORARY_AGE_S = 3600.0
@@ -34,7 +39,7 @@ class Stored:
 
 
 class Store:
-    """A local folder that holds archive, products, scores, reports, quarantine and journal.
+    """A local folder, or a bucket (``BucketStore``), with archive, products, scores, reports, quarantine and journal.
 
     Args:
         root: the folder.
@@ -45,24 +50,44 @@ class Store:
     """
 
     def __init__(self, root: Path, reading: bool = False) -> None:
-        self.root = root
-        self.temporary = root / "tmp"
-        marker = root / "format.json"
-        if reading and not marker.is_file():
-            return
+        self.root, self.temporary = root, root / "tmp"
+        self.name = str(root)
+        self._begin(reading)
+
+    def _begin(self, reading: bool) -> None:
+        """Make what is missing, and look at the format."""
+        marker = self.root / "format.json"
+        ours = (json.dumps({"format_version": FORMAT_VERSION}) + "\n").encode()
+        found = ours
+
+        def unless_there(standing: bytes | None) -> bytes | None:
+            nonlocal found
+            found = ours if standing is None else standing
+            return ours if standing is None else None
+
         try:
-            if not reading:
+            if reading and not self.has(marker):
+                return
+            if reading:
+                found = self.get(marker).read_bytes()
+            else:
                 self.temporary.mkdir(parents=True, exist_ok=True)
-            if not marker.is_file():
-                with self.publish(marker) as path:
-                    path.write_text(json.dumps({"format_version": FORMAT_VERSION}) + "\n")
-            found = json.loads(marker.read_text()).get("format_version")
+                self.update(marker, unless_there)
+            version = json.loads(found).get("format_version")
         except (OSError, ValueError) as err:
-            raise StoreUnavailable(f"the root {root} cannot be used: {err}") from err
-        if found != FORMAT_VERSION:
+            raise StoreUnavailable(f"the root {self.name} cannot be used: {err}") from err
+        if version != FORMAT_VERSION:
             raise StoreUnavailable(
-                f"the root {root} has format {found}, this version reads {FORMAT_VERSION}; use the version that made it"
+                f"the root {self.name} has format {version}, this version reads {FORMAT_VERSION}; "
+                "use the version that made it"
             )
+
+    def __eq__(self, other: object) -> bool:
+        """Stores of one place, with one cache, are one."""
+        return isinstance(other, Store) and (other.root, other.name) == (self.root, self.name)
+
+    def __hash__(self) -> int:
+        return hash((self.root, self.name))
 
     def archive(self, domain: str) -> Path:
         """Folder of the daily Zarr stores."""
@@ -105,9 +130,12 @@ class Store:
         """Default folder of the forecast page."""
         return self.root / "view" / domain
 
-    def models(self) -> Path:
-        """Checkpoints trained here."""
-        return self.root / "models"
+    def models(self, name: str = "") -> Path:
+        """Folder of the checkpoints trained here; that of ``name``, if there is one, is at hand to be loaded."""
+        folder = self.root / "models"
+        if name and name == safe_name(name):
+            self.fetch(folder / name)
+        return folder
 
     def quarantine(self, domain: str, key: str, sha256: str) -> Path:
         """Where a file that cannot be used is kept: its checksum makes the name unique, its key readable."""
@@ -127,9 +155,28 @@ class Store:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         return path
 
+    def fetch(self, folder: Path) -> Path:
+        """The folder itself, where all its files as they stand now can be opened; it may have none."""
+        return folder
+
+    def send(self, folder: Path) -> None:
+        """Make a folder that was written at its place, not by ``publish``, part of the store."""
+
     def has(self, path: Path) -> bool:
         """Whether there is such a file."""
-        return path.is_file()
+        return self.size(path) is not None
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file; None if there is none."""
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def glob(self, folder: Path, pattern: str) -> list[Path]:
+        """Paths of what is ``listed``."""
+        return [file.path for file in self.listed(folder, pattern)]
 
     def listed(self, folder: Path, pattern: str = "**/*") -> list[Stored]:
         """Files below a folder by a pattern of ``Path.glob``, in order, with what the store knows of them."""
@@ -143,10 +190,52 @@ class Store:
                 found.append(Stored(path, about.st_size, about.st_mtime))
         return found
 
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the folders directly below one, in order."""
+        return sorted(path.name for path in folder.glob("*") if path.is_dir())
+
     def remove(self, path: Path) -> None:
         """Remove a file; it is no error if there is none."""
-        with _writing(path):
+        with writing(path):
             path.unlink(missing_ok=True)
+
+    def move(self, path: Path, to: Path) -> None:
+        """Give a file another name.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        with writing(to):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, to)
+
+    def update(self, path: Path, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Write what ``change`` makes of a small file's content, and of nothing in between.
+
+        Args:
+            change: from the content (None: there is no file) to the new one (None: leave it); it may be asked again,
+                if another process was faster, and must then decide by what stands now.
+        """
+        with self.locked():
+            content = change(path.read_bytes() if path.is_file() else None)
+            if content is not None:
+                with self.publish(path) as temporary:
+                    temporary.write_bytes(content)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let nobody else ``update`` a file of this root, also from another machine that has it mounted."""
+        lock = self.temporary.parent / ".lock"
+        with writing(lock):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with writing(lock):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def publish(self, path: Path) -> Iterator[Path]:
@@ -163,7 +252,7 @@ class Store:
     def new_file(self, path: Path) -> Iterator[Path]:
         """A temporary path for what may become ``path``; removed when the block ends, unless ``put`` moved it."""
         inside = path.is_relative_to(self.root)  # a rename cannot cross file systems
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = (self.temporary if inside else path.parent) / f"{_owner()}{uuid.uuid4().hex[:12]}{path.suffix}"
             try:
@@ -173,7 +262,7 @@ class Store:
 
     def put(self, temporary: Path, path: Path) -> None:
         """Make a temporary file durable under its name."""
-        with _writing(path):
+        with writing(path):
             flush(temporary)
             os.replace(temporary, path)
             flush(path.parent)
@@ -182,7 +271,7 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A temporary folder below the root, removed when the block ends."""
         with (
-            _writing(self.temporary),
+            writing(self.temporary),
             tempfile.TemporaryDirectory(dir=self.temporary, prefix=_owner(), ignore_cleanup_errors=True) as folder,
         ):
             yield Path(folder)
@@ -204,12 +293,17 @@ class Store:
     def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
         """Append an entry to ``journal/DATE``."""
         path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
-        self.append_line(path, {"recorded_at": times.iso(now), **entry})
+        self.append_line(path, now, {"recorded_at": times.iso(now), **entry})
 
-    def append_line(self, path: Path, entry: dict[str, Any]) -> None:
-        """Append one line of JSON to a file; one write, so that lines of two processes never mix."""
+    def append_line(self, path: Path, time: datetime, entry: dict[str, Any]) -> None:
+        """Append one line of JSON to a record; one write, so that lines of two processes never mix.
+
+        Args:
+            path: ends in ``.jsonl``.
+            time: of the entry, which orders them where nothing can be appended.
+        """
         line = json.dumps(entry, sort_keys=True, default=str)
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -220,14 +314,33 @@ class Store:
             finally:
                 os.close(descriptor)
 
+    def read_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Entries of a record, oldest first; a line cut off by a crash is skipped."""
+        if path.is_file():
+            yield from whole_lines(path.read_text(encoding="utf-8"))
+
     def read_journal(self) -> Iterator[dict[str, Any]]:
-        """Every entry, oldest first; a line cut off by a crash is skipped."""
-        for path in sorted((self.root / "journal").glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        """Every entry, oldest first."""
+        for path in self.glob(self.root / "journal", "*.jsonl"):
+            yield from self.read_lines(path)
+
+
+def whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The lines of JSON that are whole."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def open_store(settings: Settings, reading: bool = False) -> Store:
+    """The store of the settings: a bucket if they name one, else the root itself."""
+    if not settings.store:
+        return Store(settings.root, reading)
+    from pipeline.bucket_store import open_bucket_store
+
+    return open_bucket_store(settings, reading)
 
 
 def safe_name(text: str) -> str:
@@ -241,7 +354,8 @@ def _owner() -> str:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What the system says when a file cannot be written, as an error for people."""
     try:
         yield
     except OSError as err:

@@ -80,6 +80,7 @@ def train(
         raise SettingsError(str(err.args[0] if isinstance(err, KeyError) else err)) from err
     except OSError as err:
         raise NowcastError(f"{err.filename or out}: cannot be written: {err.strerror}") from err
+    store.send(out)
     return TrainResult(out, about.notes["windows"], made.history, made.card.checksum)
 
 

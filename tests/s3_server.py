@@ -88,14 +88,16 @@ class FaultyProxy:
 
     Attributes:
         faults: what happens to the next requests, in order: "pass", "cut" (half of the body), "flip" (a byte of the
-            body is another), "lost" (the server gets the request, the client no answer), or a function that answers.
-            When they are used up, ``then`` happens to all.
+            body is another), "lost" (the server gets the request, the client no answer), "unconditional" (without the
+            conditions of a write), or a function that answers. When they are used up, ``then`` happens to all.
+        choose: if it is given, says what happens to a request, by its method and path.
         seen: (method, path) of every request.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.faults: list[str | Callable[[BaseHTTPRequestHandler], None]] = []
         self.then: str | Callable[[BaseHTTPRequestHandler], None] = "pass"
+        self.choose: Callable[[str, str], str | Callable[[BaseHTTPRequestHandler], None]] | None = None
         self.seen: list[tuple[str, str]] = []
         proxy, upstream = self, urlsplit(endpoint).netloc
         lock = threading.Lock()
@@ -110,12 +112,17 @@ class FaultyProxy:
                 with lock:
                     proxy.seen.append((self.command, self.path))
                     fault = proxy.faults.pop(0) if proxy.faults else proxy.then
+                    if proxy.choose is not None:
+                        fault = proxy.choose(self.command, self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if not isinstance(fault, str):
                     fault(self)
                     return
                 connection = http.client.HTTPConnection(upstream, timeout=30)
-                connection.request(self.command, self.path, body, dict(self.headers))
+                headers = dict(self.headers)
+                if fault == "unconditional":
+                    headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
+                connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()

@@ -7,7 +7,6 @@ A day that is over may be compacted: then ``packed`` is an array of the same sha
 (``pipeline.compaction``). A frame is looked for in ``frames`` first, so one that comes late is a single object again.
 """
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -20,15 +19,14 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
 from zarr.errors import ContainsArrayError, ContainsGroupError
-from zarr.storage import LocalStore
 
 from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames import packed
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
+from pipeline.frames.zarr_stores import zarr_store
 from pipeline.grids import Grid
 from pipeline.storage import Store
 
@@ -71,25 +69,6 @@ class FrameSource:
         )
 
 
-class _DurableFolder(LocalStore):
-    """Zarr objects through ``Store.publish``: atomic, flushed to disk, temporaries that name their process."""
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        super().__init__(folder)
-        self._store = store
-
-    async def set(self, key: str, value: Buffer) -> None:
-        def publish() -> None:
-            with self._store.publish(self.root / key) as path:
-                path.write_bytes(value.as_buffer_like())
-
-        await asyncio.to_thread(publish)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not (self.root / key).exists():
-            await self.set(key, value)
-
-
 class Archive:
     """Frames of one domain.
 
@@ -126,7 +105,7 @@ class Archive:
                 self._write_about(source)
             elif not _same(standing.to_json(), source.to_json()):
                 raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
-            if not (path / "frames" / "zarr.json").is_file():  # asked every time: old days are removed meanwhile
+            if not self.store.has(path / "frames" / "zarr.json"):  # asked every time: old days are removed meanwhile
                 self._create(path, self._attributes(source), frame.state.shape)
             self._open(day, "frames")[slot] = np.concatenate((frame.pixels, frame.state[None]))
         except (OSError, ValueError, KeyError, RuntimeError) as err:
@@ -189,23 +168,19 @@ class Archive:
             of their own.
         """
         day, slot = self._slot(time)
-        path = self._path(day) / "frames" / "c" / str(slot) / "0" / "0" / "0"
         target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
         objects = self.objects(day)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             if objects.has_single(slot):
-                path.rename(target)  # at once, so that a reader finds the frame or nothing
+                self.store.move(self._object(day, slot), target)  # at once, so that a reader finds the frame or nothing
         except FileNotFoundError:
             return [time]  # another process was first
-        except OSError as err:
-            raise StoreUnavailable(f"the damaged frame {path} cannot be set aside: {err}") from err
         try:
             frames = objects.packed_frames()
         except ValueError:
             return self._set_aside_packed(day, time)
         if (encoded := frames.pop(slot, None)) is not None:  # it must not come back when the single one is gone
-            if not target.exists():
+            if not self.store.has(target):
                 with self.store.publish(target) as temporary:
                     temporary.write_bytes(encoded)
             objects.pack(frames)
@@ -229,9 +204,11 @@ class Archive:
             SettingsError: the archive was made with other settings than the domain has now.
             StoreUnavailable: it has a format that this version does not read.
         """
-        if self._source is None and self._about.is_file():
+        if self._source is None:
             try:
-                found = json.loads(self._about.read_text())
+                found = json.loads(self.store.get(self._about).read_text())
+            except FileNotFoundError:
+                return None
             except ValueError as err:
                 raise StoreUnavailable(f"{self._about} is damaged: {err}") from err
             if found.get("format_version") != FORMAT_VERSION:
@@ -255,8 +232,10 @@ class Archive:
 
     def days(self) -> list[datetime]:
         """Midnights of all days in the archive, in order."""
-        parts = [path.parts for path in sorted(self.folder.glob("[0-9]*/[0-9]*/[0-9]*.zarr"))]
-        return [times.parse_time("-".join((p[-3], p[-2], p[-1].removesuffix(".zarr")))) for p in parts]
+        inside = self.store.folders
+        months = [(year, month) for year in inside(self.folder) for month in inside(self.folder / year)]
+        days = [(*month, day) for month in months for day in inside(self.folder.joinpath(*month))]
+        return [times.parse_time("-".join(day).removesuffix(".zarr")) for day in days if day[-1].endswith(".zarr")]
 
     def times_of(self, day: datetime) -> list[datetime]:
         """Instants of the frames of a day, in order, without those of a packed object whose index is damaged."""
@@ -276,16 +255,20 @@ class Archive:
 
     def objects(self, day: datetime) -> packed.DayObjects:
         """The objects of a day."""
-        return packed.DayObjects(_DurableFolder(self.store, self._path(day)), timedelta(days=1) // self.domain.cadence)
+        return packed.DayObjects(zarr_store(self.store, self._path(day)), timedelta(days=1) // self.domain.cadence)
 
     def prepare_packed(self, day: datetime) -> None:
         """Describe the packed object of a day, before there is one."""
         if not self.objects(day).has(f"{packed.ARRAY}/zarr.json"):
-            group = zarr.open_group(_DurableFolder(self.store, self._path(day)), mode="r+")
+            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
             packed.create_packed(group, _CODECS, NEVER_WRITTEN)
 
     def _path(self, day: datetime) -> Path:
         return self.folder / f"{day:%Y/%m/%d}.zarr"
+
+    def _object(self, day: datetime, slot: int) -> Path:
+        """The one object of a frame."""
+        return self._path(day) / "frames" / "c" / str(slot) / "0" / "0" / "0"
 
     def _slot(self, time: datetime) -> tuple[datetime, int]:
         if not times.is_slot(time, self.domain.cadence):
@@ -318,7 +301,7 @@ class Archive:
         """Write the metadata. Two processes that do so at once write the same bytes."""
         slots, planes = timedelta(days=1) // self.domain.cadence, len(self.domain.products) + 1
         try:
-            group = zarr.open_group(_DurableFolder(self.store, path), mode="a", attributes=attributes)
+            group = zarr.open_group(zarr_store(self.store, path), mode="a", zarr_format=3, attributes=attributes)
             group.create_array(
                 "frames",
                 shape=(slots, planes, *shape),
@@ -333,7 +316,7 @@ class Archive:
 
     def _open(self, day: datetime, array: str) -> Any:
         if (day, array) not in self._opened:
-            group = zarr.open_group(_DurableFolder(self.store, self._path(day)), mode="r+")
+            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
             self._opened[day, array] = group[array]
         return self._opened[day, array]
 

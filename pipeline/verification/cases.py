@@ -75,14 +75,14 @@ def cases(domain: Domain, store: Store, catalog: Catalog, verified: Verified) ->
 
 def _picture(domain: Domain, store: Store, catalog: Catalog, verified: Verified, time: datetime) -> str:
     row = _row(domain, catalog, verified, time)
-    if row is None or not (store.root / row["path"]).is_file():
+    if row is None or not store.has(store.root / row["path"]):
         return ""
     archive = Archive(store, domain)
     source = archive.source()
     assert source is not None  # its frames have been scored
-    path = store.root / row["path"]
+    path = store.get(store.root / row["path"])
     pixels, state, attrs = product.read_forecast(path, domain)
-    baselines = product.read_baselines(store.baselines(path))
+    baselines = product.read_baselines(store.get(store.baselines(path)))
     rates = rate_table(domain.zr, domain.scale, float(attrs["drizzle_floor_mm_h"]))
     covered = state[0] != NO_COVERAGE
     # beside the forecast goes optical flow, or the last frame if that is the forecast

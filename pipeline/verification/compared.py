@@ -45,7 +45,7 @@ def of_product(domain: Domain, store: Store, archive: Archive, row: Row) -> list
     Raises:
         ValueError, OSError: the product is damaged, is not the recorded one, or was made with other settings.
     """
-    path = store.root / row["path"]
+    path = store.get(store.root / row["path"])
     pixels, state, attrs = product.read_forecast(path, domain)
     if attrs["content_digest"] != row["content_digest"]:
         raise ValueError(f"{path} is not the product that the catalog recorded ({row['content_digest'][:12]})")
@@ -56,7 +56,7 @@ def of_product(domain: Domain, store: Store, archive: Archive, row: Row) -> list
         )
     covered = state != NO_COVERAGE
     found = [Compared(str(attrs["method"]), pixels, covered, exceedance(path, domain))]
-    baselines = product.read_baselines(store.baselines(path))
+    baselines = product.read_baselines(store.get(store.baselines(path)))
     for name in methods_of(row, domain)[1:]:
         if name in references.NAMES:
             found.append(references.reference(name, domain, store, archive, row))

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pipeline import packing
+from pipeline.storage import Store
 from pipeline.verification import scoring
 from pipeline.verification.neighbourhood import COMPONENTS
 from pipeline.verification.pairs import COUNTS, MOMENTS, PIXEL_SETS
@@ -153,10 +154,10 @@ def join(parts: list[xr.Dataset]) -> xr.Dataset:
     return xr.concat(filled, dim="reference_time", combine_attrs="override", data_vars="minimal")
 
 
-def has_digest(path: Path, content_digest: str) -> bool:
+def has_digest(store: Store, path: Path, content_digest: str) -> bool:
     """Whether a file is there, can be opened, and says that it has this content."""
     try:
-        return path.is_file() and packing.read_arrays(path, ())[1].get("content_digest") == content_digest
+        return bool(packing.read_arrays(store.get(path), ())[1].get("content_digest") == content_digest)
     except OSError:
         return False
 

@@ -156,9 +156,9 @@ def read_period(
             whole = start <= day and last <= end and (known_by is None or last + domain.horizon <= known_by)
             data: xr.Dataset | None
             if whole:
-                data = _whole_day(store.root / row["path"], row["content_digest"])
+                data = _whole_day(store, store.root / row["path"], row["content_digest"])
             else:
-                data = _part_of_day(store.root / row["path"], start, end, known_by)
+                data = _part_of_day(store.get(store.root / row["path"]), start, end, known_by)
         except (OSError, ValueError, KeyError) as err:
             problem = f"{row['path']} cannot be read: {err}"
             if unreadable is None:
@@ -174,8 +174,8 @@ def read_period(
 
 
 @lru_cache(maxsize=64)
-def _whole_day(path: Path, content_digest: str) -> xr.Dataset:
-    return _by_block(files.read(path))
+def _whole_day(store: Store, path: Path, content_digest: str) -> xr.Dataset:
+    return _by_block(files.read(store.get(path)))
 
 
 def _part_of_day(path: Path, start: datetime, end: datetime, known_by: datetime | None) -> xr.Dataset | None:

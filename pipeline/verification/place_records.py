@@ -15,6 +15,7 @@ from pipeline.domain import DRIZZLE_FLOOR_MM_H, Domain
 from pipeline.frames.archive import FrameSource
 from pipeline.frames.grayscale import Frame, rate_table
 from pipeline.product import amount_steps
+from pipeline.storage import Store
 from pipeline.warnings.forecasts import spell
 from pipeline.warnings.places import places_of, values
 
@@ -39,13 +40,13 @@ class ObservedPlaces:
         self._at: dict[datetime, NDArray[np.float64]] = {}
         self._steps: dict[datetime, NDArray[np.float64]] = {}
 
-    def records(self, product: Path, reference_time: datetime) -> dict[str, Any]:
+    def records(self, store: Store, product: Path, reference_time: datetime) -> dict[str, Any]:
         """Per place of the product's file of places the amounts and onsets, [forecast, observed]; empty if none.
 
         Amounts are mm by minutes, onsets minutes after the reference time; None is not known, or no onset. Both are
         None where it rained already, or where an observation or a forecast is missing.
         """
-        document = _document(product)
+        document = _document(store, store.place_forecasts(product))
         if document is None:
             return {}
         leads = [reference_time + (n + 1) * self.domain.cadence for n in range(self.domain.lead_frames)]
@@ -114,15 +115,14 @@ class ObservedPlaces:
         return np.array([float(values(place, field)) for place in self.places.values()])
 
 
-def _document(product: Path) -> list[dict[str, Any]] | None:
-    path = product.with_name(product.stem + ".places.json")
+def _document(store: Store, path: Path) -> list[dict[str, Any]] | None:
     try:
-        if not path.is_file():
-            return None
-        if path.stat().st_size > MOST_BYTES:
+        if (store.size(path) or 0) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
-        places = json.loads(path.read_text(encoding="utf-8"))["places"]
+        places = json.loads(store.get(path).read_text(encoding="utf-8"))["places"]
         return [place for place in places if isinstance(place, dict)]
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as err:
         log.warning("%s is damaged; its places are not verified: %s", path, err)
         return None

@@ -43,9 +43,11 @@ def reference(name: str, domain: Domain, store: Store, archive: Archive, row: Ro
     product = store.root / row["path"]
     path = product.with_name(f"{product.stem}.{name}.nc")
     try:
-        data = packing.read_packed(path) if path.is_file() else None
+        data: xr.Dataset | None = packing.read_packed(store.get(path))
         if data is not None and data.attrs["inputs_digest"] != row["inputs_digest"]:
             data = None
+    except FileNotFoundError:
+        data = None
     except (OSError, ValueError, KeyError) as err:
         log.warning("the reference %s is damaged and is made again: %s", path.name, err)
         data = None

@@ -177,12 +177,14 @@ class SumsFiles:
     def _standing(self, target: Target) -> xr.Dataset | None:
         """The file as it is, if it was made for the same methods by the same rules."""
         try:
-            data = files.read(target.path) if target.path.is_file() else None
+            data = files.read(self.store.get(target.path))
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError) as err:
             log.warning("the scores %s are damaged, or of another format, and are made again: %s", target.path, err)
             return None
         wanted = {"methods": " ".join(target.methods), "rules": self._rules_json}
-        fits = data is not None and all(data.attrs.get(key) == value for key, value in wanted.items())
+        fits = all(data.attrs.get(key) == value for key, value in wanted.items())
         return data if fits else None
 
     def _was_made(self, name: str) -> bool:
@@ -220,7 +222,7 @@ class SumsFiles:
         sums = self._scorer.sums(forecasts, observations)
         records = {}
         if item.row is not None and self._places.places:
-            records = self._places.records(self.store.root / item.row["path"], item.reference_time)
+            records = self._places.records(self.store, self.store.root / item.row["path"], item.reference_time)
         return files.ForecastSums(times.seconds(item.reference_time), item.digest, sums, records)
 
     def _replace(

@@ -45,7 +45,7 @@ def verify(
     work: list[tuple[Target, list[Due], int]] = []
     for (day, kind, key), of_file in by_file.items():
         path = store.scores(domain.name, kind, key, day)
-        whole = files.has_digest(path, recorded.get(store.relative(path), ""))
+        whole = files.has_digest(store, path, recorded.get(store.relative(path), ""))
         before = result.unchanged
         due = [item for row in of_file if (item := _due(scorer, row, checksums, whole)) is not None]
         if due:

@@ -53,7 +53,7 @@ def read_forecast(domain: Domain, store: Store, path: Path) -> tuple[dict[str, A
     if source is None:
         raise NotForecast(f"the archive of {domain.name} has no frame, and so no grid to show {path.name} on")
     try:
-        data = packing.read_packed(path)
+        data = packing.read_packed(store.get(path))
         packing.checked_digest(data, path)
         pixels, state, attrs = product.read_forecast(path, domain)
         probabilities = read_probabilities(data)
@@ -64,7 +64,8 @@ def read_forecast(domain: Domain, store: Store, path: Path) -> tuple[dict[str, A
     image = mercator_image(source.grid)
     notes: list[str] = []
     methods = {str(attrs["method"]): pixels}
-    for name, frames in (_beside(store.baselines(path), product.read_baselines, "other methods", notes) or {}).items():
+    baselines = _beside(store, store.baselines(path), product.read_baselines, "other methods", notes)
+    for name, frames in (baselines or {}).items():
         if frames is not None:
             methods.setdefault(name, frames)
     reference_time = times.parse_time(str(attrs["reference_time"]))
@@ -96,7 +97,7 @@ def read_forecast(domain: Domain, store: Store, path: Path) -> tuple[dict[str, A
             {"threshold_mm_h": threshold, "frames": [draw(frame) for frame in frames]}
             for threshold, frames in probabilities.items()
         ],
-        "places": _beside(path.with_suffix(".places.json"), read_places, "places", notes) or [],
+        "places": _beside(store, store.place_forecasts(path), read_places, "places", notes) or [],
         **{key: _plain(attrs[key]) for key in TOLD},
         "filled_times": str(attrs["filled_times"]).split(),
         "missing_times": str(attrs["missing_times"]).split(),
@@ -145,12 +146,12 @@ def read_places(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _beside(path: Path, read: Callable[[Path], Any], what: str, notes: list[str]) -> Any:
+def _beside(store: Store, path: Path, read: Callable[[Path], Any], what: str, notes: list[str]) -> Any:
     """What a file beside the product holds; a damaged one leaves the forecast itself to be shown, and says so."""
-    if not path.is_file():
-        return None
     try:
-        return read(path)
+        return read(store.get(path))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as err:
         log.warning("%s is damaged: %s", path, err)
         notes.append(f"The file of the {what} is damaged ({path.name}); they are not shown.")

@@ -65,11 +65,11 @@ def write_page(
     data = folder / f"frames-{times.compact(time)}-{row['kind']}-r{row['revision']}.js"
     written = ViewWritten(folder / "index.html", data, times.iso(time), row["kind"], row["method"])
     latest = script("nowcastLatest", {"file": data.name})
-    if only_if_new and _holds(folder / "latest.js", latest) and data.is_file():
+    if only_if_new and _holds(store, folder / "latest.js", latest) and store.has(data):
         return written
     library = _library(HERE / "vendor")
     path = store.root / row["path"]
-    if not path.is_file():
+    if not store.has(path):
         raise StoreUnavailable(f"the product {path} was published but is lost; the command that made it makes it again")
     content, image = read_forecast(domain, store, path)
     for name in OURS:
@@ -79,7 +79,7 @@ def write_page(
     _publish(store, folder / "coast.js", script("nowcastCoast", _coast(library[coast.WORLD.name], image)))
     _publish(store, data, script("nowcastData", {"file": data.name, **content}))
     _publish(store, folder / "latest.js", latest)
-    _remove_old(folder, data)
+    _remove_old(store, folder, data)
     return written
 
 
@@ -132,18 +132,18 @@ def _coast(world: bytes, image: MercatorImage) -> dict[str, Any]:
 
 def _publish(store: Store, path: Path, content: bytes) -> None:
     """Write a file unless it has this content already; a copy of the folder elsewhere then has less to move."""
-    if _holds(path, content):
+    if _holds(store, path, content):
         return
     with store.publish(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
+def _holds(store: Store, path: Path, content: bytes) -> bool:
+    return store.has(path) and store.get(path).read_bytes() == content
 
 
-def _remove_old(folder: Path, newest: Path) -> None:
+def _remove_old(store: Store, folder: Path, newest: Path) -> None:
     """Keep the newest files of frames, which open pages may still read; nothing of another name is touched."""
-    ours = sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name) and path != newest)
+    ours = [path for path in store.glob(folder, "*") if DATA_FILE.fullmatch(path.name) and path != newest]
     for path in ours[: max(0, len(ours) - (KEPT - 1))]:
-        path.unlink(missing_ok=True)
+        store.remove(path)

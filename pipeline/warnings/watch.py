@@ -13,7 +13,7 @@ from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.place_settings import WarningRule
 from pipeline.storage import Store
-from pipeline.warnings.alerts import RuleState, State, next_state
+from pipeline.warnings.alerts import Message, RuleState, State, next_state
 from pipeline.warnings.webhook import host_of, post
 
 log = logging.getLogger(__name__)
@@ -55,25 +55,29 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
     if not domain.warnings:
         return Told()
     try:
-        document = json.loads(place_forecasts.read_text(encoding="utf-8"))
-        reference_time = times.parse_time(document["reference_time"])
-        issued_after = times.parse_time(document["issue_time"]) - reference_time
+        document = json.loads(store.get(place_forecasts).read_text(encoding="utf-8"))
+        reference_time, issue_time = (times.parse_time(document[key]) for key in ("reference_time", "issue_time"))
+        issued_after = issue_time - reference_time
         ahead = [rule for rule in domain.warnings if issued_after < timedelta(minutes=rule.minutes)]
         amounts = _amounts(ahead, document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         log.warning("no warnings from %s: %s: %s", place_forecasts.name, type(err).__name__, err)
         return Told()
     path = store.warnings(domain.name)
-    with catalog.write(domain.name):  # its lock keeps two processes apart
-        kept = _read(path)
+    messages: list[Message] = []
+
+    def step(standing: bytes | None) -> bytes | None:
+        nonlocal messages
+        kept = _parsed(standing, path)
         state, messages = next_state(kept.state, domain.warnings, amounts, reference_time)
         about = {key: document.get(key, "") for key in ("issue_time", "method", "fallback_reason")}
         told = [(message.rule, {**message.to_json(domain.name), **about}) for message in messages]
-        for _, entry in told:
-            store.append_line(path.with_suffix(".jsonl"), entry)
+        for _, entry in told:  # before the state: what a killed process has not told is told again
+            store.append_line(path.with_suffix(".jsonl"), issue_time, entry)
         wanted = [(rule.key, entry) for rule, entry in told if rule.webhook is not None]
-        if state is not kept.state:
-            _write(store, path, _Kept(state, _newest(kept.pending + wanted)))
+        return None if state is kept.state else _content(_Kept(state, _newest(kept.pending + wanted)))
+
+    store.update(path, step)
     undelivered = _deliver(domain, store, catalog, path)
     for message in messages:
         log.info("%s: %s", message.event, message.text)
@@ -82,7 +86,7 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
 
 def pending(store: Store, domain: str) -> int:
     """Messages that no webhook took so far."""
-    return len(_read(store.warnings(domain)).pending)
+    return len(_read(store, store.warnings(domain)).pending)
 
 
 def _amounts(rules: Sequence[WarningRule], document: dict[str, Any]) -> dict[str, float | None]:
@@ -99,12 +103,12 @@ def _newest(pending: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[s
 
 
 def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tuple[str, ...]:
-    """Send what is pending, oldest first, outside of the catalog's lock; after a failure no more to that host.
+    """Send what is pending, oldest first; after a failure no more to that host.
 
     Returns:
         What could not be sent, and why.
     """
-    if not _read(path).pending:
+    if not _read(store, path).pending:
         return ()
     failures = []
     with catalog.lease(f"warnings/{domain.name}") as lease:
@@ -113,7 +117,7 @@ def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tupl
         addresses = {rule.key: rule.webhook.get_secret_value() for rule in domain.warnings if rule.webhook is not None}
         silent: set[str] = set()
         done = set()
-        for key, message in _read(path).pending:
+        for key, message in _read(store, path).pending:
             address = addresses.get(key)
             if address is None:  # the settings have no such webhook any more
                 done.add(message["id"])
@@ -129,16 +133,29 @@ def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tupl
             elif host not in silent:
                 done.add(message["id"])
         if done:
-            with catalog.write(domain.name):
-                kept = _read(path)
-                _write(store, path, _Kept(kept.state, [one for one in kept.pending if one[1]["id"] not in done]))
+            store.update(path, lambda standing: _without(_parsed(standing, path), done))
     return tuple(failures)
 
 
-def _read(path: Path) -> _Kept:
-    """The state as it was written; a damaged one is begun anew."""
+def _without(kept: _Kept, done: set[str]) -> bytes | None:
+    """The state without messages that were sent; None if it has none of them."""
+    pending = [one for one in kept.pending if one[1]["id"] not in done]
+    return None if len(pending) == len(kept.pending) else _content(_Kept(kept.state, pending))
+
+
+def _read(store: Store, path: Path) -> _Kept:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(store.get(path).read_bytes(), path)
+    except FileNotFoundError:
+        return _Kept()
+
+
+def _parsed(content: bytes | None, path: Path) -> _Kept:
+    """The state as it was written; a damaged one is begun anew."""
+    if content is None:
+        return _Kept()
+    try:
+        data = json.loads(content)
         if data["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {data['format_version']}, this version reads {FORMAT_VERSION}")
         rules = {
@@ -147,14 +164,12 @@ def _read(path: Path) -> _Kept:
         }
         pending = [(str(one["rule"]), {"id": "", **one["message"]}) for one in data["pending"]]
         return _Kept(State(times.parse_time(data["reference_time"]), rules), pending)
-    except FileNotFoundError:
-        return _Kept()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
         log.warning("%s is damaged, warnings begin anew: %s", path, err)
         return _Kept()
 
 
-def _write(store: Store, path: Path, kept: _Kept) -> None:
+def _content(kept: _Kept) -> bytes:
     assert kept.state.reference_time is not None
     data = {
         "format_version": FORMAT_VERSION,
@@ -165,5 +180,4 @@ def _write(store: Store, path: Path, kept: _Kept) -> None:
         },
         "pending": [{"rule": key, "message": message} for key, message in kept.pending],
     }
-    with store.publish(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return (json.dumps(data, indent=1) + "\n").encode()

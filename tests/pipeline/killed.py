@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.frames.archive import _DurableFolder
+from pipeline.frames.zarr_stores import _Folder
 from pipeline.storage import Store
 
-DURABLE = ((_DurableFolder, "set"), (_DurableFolder, "delete"), (_DurableFolder, "delete_dir"))
+DURABLE = ((_Folder, "set"), (_Folder, "delete"), (_Folder, "delete_dir"))
 STEPS = (*DURABLE, (Store, "remove"), (Store, "put"), (Store, "append_journal"))
 
 
