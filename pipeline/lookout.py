@@ -9,7 +9,7 @@ from pipeline import alerts, operations, status_page, times
 from pipeline.catalog import Catalog
 from pipeline.errors import NowcastError
 from pipeline.settings import Settings
-from pipeline.storage import Store
+from pipeline.storage import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Lookout:
         while not self._stop.wait(EVERY_S):
             try:
                 with closing(Catalog(self.settings.catalog)) as catalog:
-                    look(self.settings, Store(self.settings.root), catalog, self.clock, self.emit)
+                    look(self.settings, open_store(self.settings), catalog, self.clock, self.emit)
             except NowcastError as err:
                 log.warning("the lookout waits: %s", err)
             except Exception:
