@@ -6,8 +6,9 @@ measured: a frame shows what was measured before it, never after. How a frame is
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -27,33 +28,68 @@ log = logging.getLogger(__name__)
 # from the time in a name to the last sweep
 LONGEST_SCAN = timedelta(minutes=10)
 LEASE_PATIENCE_S = 600.0
+# volumes that are taken in under one hold of the lease
+PIECE = 96
 
 
 def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[[int, int], None]) -> None:
     """Decode what is new for the instants in [start, end], and make every frame that it belongs to.
 
+    A long period goes in pieces, each under the lease, so that the live process gets its turn during a backfill.
+
     Raises:
         WorkerLost: another process is at work on the domain for too long.
     """
-    # frames of several radars are made from all of them: two ingests at once would each see only a part
-    with job.catalog.lease(f"ingest/{job.domain.name}", LEASE_PATIENCE_S) as lease:
-        if lease is None:
-            raise WorkerLost(f"another process has been ingesting {job.domain.name} for {LEASE_PATIENCE_S:.0f} s")
-        _ingest(job, start, end, progress)
+    domain, source = job.domain, job.domain.source
+    assert isinstance(source, PolarSource)
+    reach = MOTION_REACH * domain.cadence + LONGEST_SCAN
+    listed = nameable(job, open_polar_source(domain).list(start - reach, end + AXIS_TOLERANCE))
+    listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]
+    _compare_with_settings(domain, source, {ref.radar for ref in listed})
+    first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
+    wanted = [ref for ref in listed if ref.nominal_time >= first]
+    fresh = _not_known(job, wanted, first, end)
+    job.result.unchanged = len(wanted) - len(fresh)
+    done = 0
+    for begin, last in _pieces(domain, listed, start, end):
+        # frames of several radars are made from all of them: two ingests at once would each see only a part
+        with job.catalog.lease(f"ingest/{domain.name}", LEASE_PATIENCE_S) as lease:
+            if lease is None:
+                raise WorkerLost(f"another process has been ingesting {domain.name} for {LEASE_PATIENCE_S:.0f} s")
+            near = [ref for ref in listed if begin - reach <= ref.nominal_time <= last + LONGEST_SCAN]
+            done += _ingest(job, near, begin, last, partial(_show, progress, done, len(fresh)))
 
 
-def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, int], None]) -> None:
+def _show(progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _pieces(
+    domain: Domain, listed: list[VolumeRef], start: datetime, end: datetime
+) -> Iterator[tuple[datetime, datetime]]:
+    """First and last instants of the pieces of a period, of about ``PIECE`` volumes each."""
+    if not listed:
+        return
+    instants = max(6, PIECE // len({ref.radar for ref in listed}))
+    begin = times.first_slot(max(start, listed[0].nominal_time - domain.cadence), domain.cadence)
+    end = min(end, listed[-1].nominal_time + LONGEST_SCAN + domain.cadence)
+    while begin <= end:
+        yield begin, min(begin + (instants - 1) * domain.cadence, end)
+        begin += instants * domain.cadence
+
+
+def _not_known(job: Job, refs: list[VolumeRef], first: datetime, end: datetime) -> list[VolumeRef]:
+    known = known_volumes(job.catalog, job.domain, first, end, job.now)
+    return [ref for ref in refs if (ref.key, ref.etag) not in known]
+
+
+def _ingest(job: Job, listed: list[VolumeRef], start: datetime, end: datetime, progress: Callable[[int], None]) -> int:
+    """One piece. Returns how many volumes were new."""
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
     reach = MOTION_REACH * domain.cadence
-    listed = nameable(job, open_polar_source(domain).list(start - reach - LONGEST_SCAN, end + AXIS_TOLERANCE))
-    first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
-    done = known_volumes(job.catalog, domain, first, end, job.now)
-    listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]
-    _compare_with_settings(domain, source, {ref.radar for ref in listed})
-    wanted = [ref for ref in listed if ref.nominal_time >= first]
-    fresh = [ref for ref in wanted if (ref.key, ref.etag) not in done]
-    job.result.unchanged = len(wanted) - len(fresh)
+    first = start - domain.cadence - LONGEST_SCAN
+    fresh = _not_known(job, [ref for ref in listed if ref.nominal_time >= first], first, end + LONGEST_SCAN)
     work = Work(job, source, {ref.key: ref for ref in listed}, *_slots(job, listed))
     work.touched |= _stale(work, start, end)
     maps = job.store.fetch(job.store.clutter(domain.name))
@@ -65,11 +101,12 @@ def _ingest(job: Job, start: datetime, end: datetime, progress: Callable[[int, i
         if slot is not None:
             work.place(one.ref.key, slot)
             work.touched |= {slot, *changed_by(work, one.ref, slot)}
-        progress(n + 1, len(fresh))
+        progress(n + 1)
         # volumes of later names may still belong to the newest instants
         _make_frames(work, start, min(end, one.ref.nominal_time - LONGEST_SCAN))
         work.forget(one.ref.nominal_time - 2 * (LONGEST_SCAN + reach))
     _make_frames(work, start, end)
+    return len(fresh)
 
 
 def _compare_with_settings(domain: Domain, source: PolarSource, radars: set[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.ndimage import shift
 
 from pipeline import catalog as tables
 from pipeline import operations, times
+from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import rate_table
@@ -22,6 +24,7 @@ from pipeline.prepare import domain_grid
 from pipeline.radar.gridding import grid_volume
 from pipeline.radar.quality import clean
 from pipeline.sources.synthetic_radars import RadarNetwork
+from pipeline.storage import Store
 from tests.conftest import NOW, settings_for, synthetic_domain
 
 T0 = datetime(2024, 6, 1, 3, 0, tzinfo=UTC)
@@ -339,3 +342,24 @@ def test_the_truth_comes_back_at_every_range_and_in_its_place(tmp_path):
         for dx in (-1, 0, 1)
     }
     assert max(moved, key=moved.get) == (0, 0)  # half a cell in any direction fits worse
+
+
+def test_a_long_period_in_pieces_gives_the_frames_of_one_piece(tmp_path, monkeypatch):
+    (tmp_path / "feed").mkdir()
+    put(tmp_path / "feed", *(T0 + n * STEP for n in range(-2, 8)))
+    made = {}
+    for pieces in (96, 2):
+        monkeypatch.setattr("pipeline.ingest_volumes.PIECE", pieces)  # at least six instants each
+        store = Store(tmp_path / str(pieces))
+        catalog = Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}")
+        seen: list[tuple[int, int]] = []
+        show = partial(_append, seen)
+        result = ingest(feed(tmp_path / "feed"), store, catalog, T0 - STEP, T0 + 7 * STEP, NOW, show)
+        made[pieces] = {time: (row["sha256"], row["inputs"]) for time, row in frame_rows(catalog).items()}
+        assert seen == [(n + 1, 20) for n in range(20)] and (result.framed, result.unchanged) == (9, 0)
+        catalog.close()
+    assert len(made[96]) == 9 and made[96] == made[2]
+
+
+def _append(seen, done, total):
+    seen.append((done, total))
