@@ -108,7 +108,7 @@ scores = _table(
     {
         "domain": sa.String(40),
         "kind": sa.String(10),
-        "model": sa.String(80),
+        "model": sa.String(200),
         "day": sa.BigInteger,
         "content_digest": sa.String(64),
     },

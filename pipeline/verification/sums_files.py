@@ -164,7 +164,7 @@ class SumsFiles:
                     row = self._file_row(target, marked[0]["reference_time"], str(standing.attrs["content_digest"]))
                     with self.catalog.write(self.domain.name) as connection:
                         self.catalog.upsert(connection, tables.scores, [row])
-                        self.catalog.upsert(connection, tables.cycles, marked)
+                        _mark(connection, marked)
             except LeaseLost as err:
                 self.result.failed.append((name, str(err)))
 
@@ -240,7 +240,7 @@ class SumsFiles:
                 lease.check(connection)
                 self.store.put(temporary, target.path)
                 self.catalog.upsert(connection, tables.scores, [row])
-                self.catalog.upsert(connection, tables.cycles, marked)
+                _mark(connection, marked)
         self.result.scored += len(made)
         self.result.files.append(row["path"])
 
@@ -269,7 +269,16 @@ class SumsFiles:
     def mark(self, rows: list[Row]) -> None:
         """Record what became of forecasts."""
         with self.catalog.write(self.domain.name) as connection:
-            self.catalog.upsert(connection, tables.cycles, rows)
+            _mark(connection, rows)
+
+
+def _mark(connection: sa.Connection, rows: list[Row]) -> None:
+    """Only what verification found: the rest of the row may have changed since it was read."""
+    c = tables.cycles.c
+    for row in rows:
+        this = [c[key] == row[key] for key in ("domain", "reference_time", "kind", "revision")]
+        found = {key: row[key] for key in ("verified", "verified_reason", "observations_digest")}
+        connection.execute(sa.update(tables.cycles).where(*this).values(found))
 
 
 def published(catalog: Catalog, domain: Domain, start: datetime, end: datetime) -> list[Row]:

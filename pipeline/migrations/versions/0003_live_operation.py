@@ -19,6 +19,8 @@ def upgrade() -> None:
         with op.batch_alter_table(name) as table:
             table.add_column(column)
     op.create_index("volumes_nominal_time", "volumes", ["domain", "nominal_time"])
+    with op.batch_alter_table("scores") as table:  # the names of references belong to it
+        table.alter_column("model", existing_type=sa.String(80), type_=sa.String(200), existing_nullable=False)
     op.create_table(
         "feeds",
         sa.Column("domain", sa.String(40), primary_key=True),
