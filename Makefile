@@ -1,11 +1,11 @@
-# make demo | test | lint | setup | benchmarks: each does its own set-up in .venv, from constraints.txt.
+# make demo | test | lint | setup | benchmarks | soak: each does its own set-up in .venv, from constraints.txt.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet -c constraints.txt
 NEED_MB := 6000
 VIEWER := pipeline/viewer
 
-.PHONY: setup setup-dev demo test lint format benchmarks viewer viewer-if-possible clean
+.PHONY: setup setup-dev demo test lint format benchmarks soak viewer viewer-if-possible clean
 
 setup: $(VENV)/.installed viewer-if-possible
 
@@ -66,6 +66,12 @@ format: $(VENV)/.installed-dev
 
 benchmarks: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest tests/benchmarks -s
+
+# 24 simulated hours under faults (20 minutes), then an hour through `nowcast up`; SEED replays one
+SEED ?= 1
+soak: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.soak.day --seed $(SEED) --hours 24
+	$(VENV)/bin/python -m tests.soak.hour --seed $(SEED) --minutes 60
 
 clean:
 	rm -rf $(VENV) $(VIEWER)/vendor build/viewer nowcast-demo .pytest_cache .mypy_cache .ruff_cache

@@ -77,7 +77,7 @@ class Worker:
     """The live process; a new one takes the place of one that died."""
 
     def __init__(self, settings: Settings, kills: list[int]) -> None:
-        self.settings, self.kills, self.died = settings, kills, 0
+        self.settings, self.kills, self.died, self.points = settings, kills, 0, 0
         self._process, self._orders = None, None
 
     def step(self, now: datetime) -> int:
@@ -87,7 +87,8 @@ class Worker:
                 self._begin(now)
             try:
                 self._orders.send(now)
-                return self._orders.recv()
+                memory, self.points = self._orders.recv()
+                return memory
             except (EOFError, ConnectionError):
                 self._process.join()
                 if self._process.exitcode != -9:
@@ -123,7 +124,9 @@ def soak(folder: Path, seed: int, hours: float, kills: int) -> dict:
         for file, _, content in of_feed:
             (folder / "feed-clean" / name / file).write_bytes(content)
     settings = settings_of(folder, "faulty")
-    worker = Worker(settings, [int(n) for n in 10 ** rng.uniform(2.3, 4.6, kills)])
+    # a process passes some 2500 points an hour
+    most = np.log10(max(200.0, 6000 * hours / max(kills, 1)))
+    worker = Worker(settings, [int(n) for n in 10 ** rng.uniform(1.5, most, kills)])
     started, memory, now = time.perf_counter(), {}, START
     while now <= end + timedelta(seconds=1600):
         script.happen(now)
@@ -138,6 +141,7 @@ def soak(folder: Path, seed: int, hours: float, kills: int) -> dict:
         "speed_up": round((now - START).total_seconds() / seconds),
         "files": dict(happened),
         "killed": worker.died,
+        "points_of_the_last_process": worker.points,
         "memory_mb": {hour: round(memory[hour] / 2**20) for hour in memory if hour in {1, 2, 6, 12, 18, 24}},
     }
     for name in settings.domains:
@@ -145,6 +149,8 @@ def soak(folder: Path, seed: int, hours: float, kills: int) -> dict:
         clean = settings_of(folder, "clean")
         operations.backfill(clean, name, START, end, now)
         summary[name]["equal_to_backfill"] = equal_where_inputs_are(settings, clean, name)
+    equal = sum(summary[name]["equal_to_backfill"]["equal"] for name in settings.domains)
+    assert equal, "no forecast had the input of the day without faults"
     return summary
 
 

@@ -15,32 +15,36 @@ from tests.simulation import SimulatedClock
 POINTS = {"open", "os.rename", "os.remove", "os.mkdir", "sqlite3.connect"}
 
 
-def die_at(count: int) -> None:
-    """SIGKILL this process when it has passed so many points: the same point in every run of a seed."""
-    left = [count]
+def die_at(count: int) -> list[int]:
+    """SIGKILL this process at its n-th point, the same in every run of a seed; 0 is never.
+
+    Returns:
+        How many points were passed, kept up to date.
+    """
+    passed = [0]
 
     def hook(event: str, arguments: tuple) -> None:
         if event in POINTS and (event != "open" or not str(arguments[0]).endswith((".py", ".pyc"))):
-            left[0] -= 1
-            if left[0] == 0:
+            passed[0] += 1
+            if passed[0] == count:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return passed
 
 
 def work(settings: Settings, start, orders: Connection, points: int) -> None:
-    """Do what is due at each time that comes; answer with the resident memory in bytes."""
+    """Do what is due at each time that comes; answer with the resident memory in bytes and the points passed."""
     logs.configure("text")
     store, catalog = operations.open_root(settings)
     clock = SimulatedClock(start)
     live = Live(settings, store, catalog, clock, OnTheSpot(store, catalog))
-    if points:
-        die_at(points)
+    passed = die_at(points)
     while (now := orders.recv()) is not None:
         clock.set(now)
         while live.step() == 0:
             pass
-        orders.send(resident_bytes())
+        orders.send((resident_bytes(), passed[0]))
 
 
 def resident_bytes() -> int:
