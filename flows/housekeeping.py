@@ -29,7 +29,6 @@ def housekeeping(dry_run: bool = False, config: str | None = None, changes: dict
     store, catalog = open_root(settings)
     problems, days = [], 0
     with closing(catalog):
-        done = as_task(housekeep)(settings, store, catalog, now, dry_run)
         for domain in settings.domains.values() if not dry_run else []:
             try:
                 compacted = as_task(compact)(domain, store, catalog, now)
@@ -38,6 +37,7 @@ def housekeeping(dry_run: bool = False, config: str | None = None, changes: dict
                 continue
             days += compacted.days
             problems += compacted.problems
+        done = as_task(housekeep)(settings, store, catalog, now, dry_run)
     problems += done.problems
     publish_housekeeping(done, days, problems)
     return end([done], problems)
