@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections import Counter
 from datetime import datetime
-from pathlib import Path
 
 import sqlalchemy as sa
 import xarray as xr
@@ -14,7 +13,7 @@ from pipeline import packing, times
 from pipeline.catalog import Catalog, Row
 from pipeline.rebuild import rebuild
 from pipeline.settings import Settings
-from pipeline.storage import Store
+from pipeline.storage import Store, open_store
 
 COMPARED = {
     "cycles": ("state", "method", "reason", "path", "content_digest", "baselines_digest", "inputs_digest"),
@@ -24,7 +23,7 @@ COMPARED = {
 
 def check_root(settings: Settings, name: str, start: datetime, end: datetime) -> dict:
     """Every cycle issued or explained, no duplicate, no half file, catalog equal to the stores."""
-    domain, store, catalog = settings.domain(name), Store(settings.root), Catalog(settings.catalog)
+    domain, store, catalog = settings.domain(name), open_store(settings), Catalog(settings.catalog)
     rows = cycles(catalog, name)
     by_time: dict[datetime, list[Row]] = {}
     for row in rows:
@@ -37,13 +36,14 @@ def check_root(settings: Settings, name: str, start: datetime, end: datetime) ->
     unexplained = [row for row in rows if row["state"] == "skipped" and not row["reason"]]
     assert not unexplained, unexplained
     published = {row["path"]: row for row in rows if row["state"] == "published"}
-    on_disk = {store.relative(p) for p in (store.root / "products" / name).rglob("*.nc") if "." not in p.stem}
+    on_disk = {store.relative(p) for p in store.glob(store.root / "products" / name, "**/*.nc") if "." not in p.stem}
     assert on_disk == set(published), f"files without rows or rows without files: {on_disk ^ set(published)}"
     for path, row in published.items():
-        assert packing.read_digest(store.root / path) == row["content_digest"], path
-        with xr.open_dataset(store.root / path, engine="h5netcdf") as data:
+        file = store.get(store.root / path)
+        assert packing.read_digest(file) == row["content_digest"], path
+        with xr.open_dataset(file, engine="h5netcdf") as data:
             assert data.sizes["time"] == domain.lead_frames and bool(data["rainfall_rate"].notnull().any()), path
-    wrong = [path for path in published if not cf_compliant(store.root / path)]
+    wrong = [path for path in published if not cf_compliant(store.get(store.root / path))]
     assert not wrong, f"not CF: {wrong}"
     left = list(store.temporary.iterdir())
     store.remove_stale_temporaries()
@@ -83,16 +83,17 @@ def equal_where_inputs_are(settings: Settings, clean: Settings, name: str) -> di
     differ = [
         times.iso(tables.from_seconds(time))
         for time in same
-        if _data_digest(settings.root / issued[time]["path"]) != _data_digest(clean.root / replay[time]["path"])
+        if _data_digest(settings, issued[time]["path"]) != _data_digest(clean, replay[time]["path"])
         or issued[time]["baselines_digest"] != replay[time]["baselines_digest"]
     ]
     assert not differ, f"equal input, other forecast: {differ}"
     return {"equal": len(same), "other_input": len(both) - len(same)}
 
 
-def _data_digest(path: Path) -> str:
+def _data_digest(settings: Settings, path: str) -> str:
     """Digest of a product without what tells an issued one from a replay."""
-    data = packing.read_packed(path)
+    store = open_store(settings)
+    data = packing.read_packed(store.get(store.root / path))
     return packing.content_digest(
         data.drop_attrs(deep=False).assign_attrs(
             {key: value for key, value in data.attrs.items() if key not in {"kind", "id", "revision"}}

@@ -5,7 +5,10 @@ drawn from it. What must hold is checked in the end; the summary is one JSON doc
 """
 
 import argparse
+import contextlib
 import json
+import os
+import random
 import sys
 import tempfile
 import time
@@ -14,11 +17,14 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
+import boto3
 import numpy as np
 
 from pipeline import operations
 from pipeline.domain import Domain
 from pipeline.settings import Settings
+from pipeline.source_settings import S3Access
+from tests.s3_server import FaultyProxy, dropped, refusal, running_server
 from tests.simulation import Script
 from tests.soak.checks import check_root, equal_where_inputs_are
 from tests.soak.faults import received, script_of_faults
@@ -111,8 +117,38 @@ class Worker:
         theirs.close()
 
 
-def soak(folder: Path, seed: int, hours: float, kills: int) -> dict:
-    """Run a day under faults, a day without, and compare."""
+@contextlib.contextmanager
+def failing_bucket(seed: int, share: float = 0.05):
+    """Settings of a store in a bucket whose server fails that share of the calls: errors, and connections that end."""
+    rng = random.Random(seed)
+    failures = (refusal("InternalError", 500), refusal("SlowDown", 503), dropped)
+
+    def choose(method: str, path: str):
+        return rng.choice(failures) if rng.random() < share else "pass"
+
+    with running_server() as endpoint, contextlib.closing(FaultyProxy(endpoint)) as proxy:
+        os.environ.update(AWS_ACCESS_KEY_ID="soak", AWS_SECRET_ACCESS_KEY="soak")
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="soak")
+        proxy.choose = choose
+        access = S3Access(endpoint_url=proxy.endpoint, timeout_s=5)
+        yield {"store": "s3://soak/root", "s3": access}, proxy
+
+
+def soak(folder: Path, seed: int, hours: float, kills: int, s3: bool = False) -> dict:
+    """Run a day under faults, a day without, and compare.
+
+    Args:
+        s3: the store is a bucket whose server fails 5 % of the calls.
+    """
+    with failing_bucket(seed) if s3 else contextlib.nullcontext(({}, None)) as (changes, proxy):
+        settings = settings_of(folder, "faulty").model_copy(update=changes)
+        summary = _soak(settings, folder, seed, hours, kills)
+        if proxy is not None:
+            summary["s3_calls"] = len(proxy.seen)
+        return summary
+
+
+def _soak(settings: Settings, folder: Path, seed: int, hours: float, kills: int) -> dict:
     rng = np.random.default_rng(seed)
     end = START + timedelta(hours=hours)
     files = generate(folder, START - timedelta(minutes=40), end)
@@ -123,7 +159,6 @@ def soak(folder: Path, seed: int, hours: float, kills: int) -> dict:
         happened += script_of_faults(script, folder / "feed-faulty" / name, of_feed, int(rng.integers(2**31)))
         for file, _, content in of_feed:
             (folder / "feed-clean" / name / file).write_bytes(content)
-    settings = settings_of(folder, "faulty")
     # a process passes some 2500 points an hour
     most = np.log10(max(200.0, 6000 * hours / max(kills, 1)))
     worker = Worker(settings, [int(n) for n in 10 ** rng.uniform(1.5, most, kills)])
@@ -159,12 +194,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--s3", action="store_true", help="the store is a bucket that fails 5 %% of the calls")
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        summary = soak(folder, arguments.seed, arguments.hours, arguments.kills)
+        summary = soak(folder, arguments.seed, arguments.hours, arguments.kills, arguments.s3)
     sys.stdout.write(json.dumps(summary, indent=2) + "\n")
 
 
