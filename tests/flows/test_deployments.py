@@ -100,7 +100,7 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
         assert not made["backfill"].schedules
         assert not made["train"].schedules[0].active
         watchdog = made["watchdog"]
-        assert watchdog.schedules[0].schedule.interval == timedelta(minutes=2)
+        assert watchdog.schedules[0].schedule.interval == timedelta(minutes=5)
         assert watchdog.concurrency_options.collision_strategy.value == "CANCEL_NEW"
         assert watchdog.pull_steps in (None, []) and watchdog.path in (None, "", ".")
     # the server's scheduler: under SQLAlchemy 2.1 it fails, and nothing but its own log says so
