@@ -31,10 +31,12 @@ RETRY = timedelta(seconds=20)
 # a look over the last day, for what came very late: verification wants it
 LATE_REACH, LATE_EVERY = timedelta(days=1), timedelta(hours=1)
 # instants of a backlog that are taken in at once, so that the newest is never behind a long queue
-BACKLOG_INSTANTS = 24
+BACKLOG_INSTANTS = 6
 LONGEST_BACKLOG = timedelta(days=30)
 # cycles that are given up in one step
 GIVEN_UP_AT_ONCE = 50
+# between two notes of looks that all end the same
+NOTED_EVERY = timedelta(seconds=30)
 IDLE_S = 0.5
 
 
@@ -56,6 +58,9 @@ class Feed:
         failure: of a cycle, the last one.
         due_since: when its newest due cycle became due.
         looked: the feed was looked at since the process began; before, its newest frame is not known.
+        polled: when the last look ended well.
+        fault: of the last look; empty if it ended well.
+        noted: when the catalog was told.
     """
 
     domain: Domain
@@ -68,6 +73,9 @@ class Feed:
     failure: dict[datetime, str] = field(default_factory=dict)
     due_since: datetime | None = None
     looked: bool = False
+    polled: datetime | None = None
+    fault: str = ""
+    noted: datetime = times.EPOCH
 
 
 class Live:
@@ -94,6 +102,7 @@ class Live:
         self._issue, self._after = step(self._issue_batch), after
         self._loader = nowcast.Loader(store, settings)
         known = {row["domain"]: row for row in catalog.read(sa.select(tables.feeds))}
+        self._behind = ""  # domain of whose backlog a piece is being taken in, one at a time for all
         self.feeds = [self._open(domain, known.get(name)) for name, domain in sorted(settings.domains.items())]
 
     def step(self) -> float:
@@ -135,7 +144,8 @@ class Live:
                     connection, tables.feeds, [values | {"polled_at": 0.0, "fault_at": 0.0, "fault": ""}]
                 )
         elif row["polled_at"]:
-            self._add_backlog(feed, tables.from_seconds(row["polled_at"]), now)
+            feed.polled = tables.from_seconds(row["polled_at"])
+            self._add_backlog(feed, feed.polled, now)
         return feed
 
     def _first_without_row(self, domain: Domain, since: datetime, now: datetime) -> datetime:
@@ -160,7 +170,8 @@ class Live:
         elif now >= feed.next_late:
             feed.next_late = now + LATE_EVERY
             self._add_backlog(feed, now - LATE_REACH, now)
-        elif feed.backlog:
+        elif feed.backlog and not self._behind:
+            self._behind = domain.name
             start, end = feed.backlog.pop()
             self.intake.begin(domain, start, end, now)
 
@@ -175,15 +186,25 @@ class Live:
         feed.backlog.sort()
 
     def _note(self, polled: Polled) -> None:
-        next(feed for feed in self.feeds if feed.domain.name == polled.domain).looked = True
-        now = self.clock.now().timestamp()
-        values = {"polled_at": now, "fault_at": 0.0, "fault": ""} if polled.result is not None else {}
+        """Learn how a look ended; the catalog is told of faults at once, of the rest now and then."""
+        feed = next(feed for feed in self.feeds if feed.domain.name == polled.domain)
+        feed.looked = True
+        if self._behind == polled.domain:
+            self._behind = ""
+        now = self.clock.now()
+        if polled.result is not None:
+            if feed.polled is not None and now - feed.polled > LATE_EVERY:  # it was away, and may have kept what came
+                self._add_backlog(feed, feed.polled, now)
+            feed.polled = now
+        if polled.fault == feed.fault and now - feed.noted < NOTED_EVERY:
+            return
+        feed.fault, feed.noted = polled.fault, now
+        seconds = now.timestamp()
+        looked = {"polled_at": seconds, "fault_at": 0.0, "fault": ""}
+        failed = {"fault_at": seconds, "fault": polled.fault}
         with self.catalog.write(polled.domain) as connection:
-            connection.execute(
-                sa.update(tables.feeds)
-                .where(tables.feeds.c.domain == polled.domain)
-                .values(values or {"fault_at": now, "fault": polled.fault})
-            )
+            row = sa.update(tables.feeds).where(tables.feeds.c.domain == polled.domain)
+            connection.execute(row.values(failed if polled.fault else looked))
 
     # -- cycles
 
@@ -227,6 +248,8 @@ class Live:
         waiting = [time for time, one in decisions.items() if one.state in {"wait", "due"}]
         following = max(decisions, default=feed.first_open - domain.cadence) + domain.cadence
         feed.first_open = min([*missed, *waiting], default=following)
+        feed.retry = {time: again for time, again in feed.retry.items() if time >= feed.first_open}
+        feed.failure = {time: why for time, why in feed.failure.items() if time >= feed.first_open}
         due = [time for time in waiting if decisions[time].state == "due" and feed.retry.get(time, now) <= now]
         if not due:
             feed.due_since = None
