@@ -99,5 +99,4 @@ def outcome_lines(outcomes: list[Outcome]) -> tuple[list[str], list[str]]:
         lines.append(f"{name}: {outcome.state}" + f" ({'; '.join(made)})" * bool(made))
         if outcome.state in {"skipped", "failed"}:
             problems.append(f"{name}: {outcome.state}: {outcome.reason}")
-        problems += [f"{name}: {text}" for text in outcome.undelivered]
     return lines + [f"**not done**: {problem}" for problem in problems], problems

@@ -69,7 +69,9 @@ class Child:
             self._pause = FIRST_PAUSE_S
         self._start_at = time.monotonic() + self._pause
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        last = f": {self._last_line}" * bool(self._last_line)
+        last = f": {self._last_line}" * bool(self._last_line and code >= 0)
+        if code == -signal.SIGKILL:
+            how = "killed from outside, or for want of memory"
         self.say(f"{self.name} ended ({how}), starts again in {self._pause:.0f} s{last}; all of it in {self.log}")
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 

@@ -93,10 +93,14 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
     to_tend = [live, server]
     waiting = [pool, deploy, worker]
     answered = published = False
+    ended = True  # the worker, and its runs were told from those at work
     try:
         while not stop.is_set():
             for one in to_tend:
                 one.tend()
+            if worker in to_tend and worker.pid is None and not ended:
+                _crash_lost_runs(settings.prefect_api_url)
+            ended = worker.pid is None
             if not answered and server_answers(settings.prefect_api_url):
                 answered = True
                 _crash_lost_runs(settings.prefect_api_url)
@@ -105,7 +109,7 @@ def _run(settings: Settings, catalog: Catalog, environment: dict[str, str], addr
                 to_tend.append(waiting.pop(0))
                 if to_tend[-1] is worker:
                     say(f"schedules are set, a worker runs them (after {_since(started)})")
-            if not published and (first := _first_product(catalog, began)):
+            if not published and (first := _first_product(catalog, settings, began)):
                 published = True
                 say(f"first forecast published after {_since(started)}: {first}")
             stop.wait(LOOK_S)
@@ -140,9 +144,9 @@ def _since(started: float) -> str:
     return f"{time.monotonic() - started:.0f} s"
 
 
-def _first_product(catalog: Catalog, began: datetime) -> str | None:
+def _first_product(catalog: Catalog, settings: Settings, began: datetime) -> str | None:
     try:
-        return first_issued(catalog, began)
+        return first_issued(catalog, settings.domains, began)
     except StoreUnavailable:  # the live process meets the same and says so
         return None
 

@@ -119,6 +119,7 @@ feeds = _table(
     {"domain": sa.String(40)},
     {
         "since": sa.BigInteger,  # first instant that was to be forecast live
+        "settled_until": sa.BigInteger,  # every instant before it was forecast or given up
         "polled_at": sa.Float,  # last poll that ended well
         "fault_at": sa.Float,  # last poll that failed; 0 if the last one did not
         "fault": sa.Text,

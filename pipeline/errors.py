@@ -33,6 +33,10 @@ class WorkerLost(NowcastError):
     """A process of ours was killed from outside; what it had not finished was not done."""
 
 
+class AtWork(NowcastError):
+    """Another process does the same at this moment."""
+
+
 class LeaseLost(NowcastError):
     """Another process holds the lease, so this one must not publish."""
 

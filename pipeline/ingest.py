@@ -66,20 +66,25 @@ def ingest(
     end: datetime,
     now: datetime,
     progress: Progress = lambda done, total: None,
+    patience_s: float = 600.0,
 ) -> IngestResult:
     """Take in everything for the slots in [start, end] that is not known yet.
 
     Safe to run twice, and by several processes at once: a frame is one object, its row is the last thing written.
 
+    Args:
+        patience_s: how long to wait for another process that takes in volumes of the domain.
+
     Raises:
         StoreUnavailable: the source, the archive or the catalog cannot be used.
         SettingsError: the archive was made with other settings, or the cadence does not fit the source.
+        AtWork: another process takes in volumes of the domain for longer than ``patience_s``.
     """
     archive = Archive(store, domain)
     archive.source()  # other settings are an error before anything is done
     result = IngestResult()
     _compare_with_catalog(archive, catalog, domain)
-    job = Job(domain, store, catalog, archive, times.Clock(now), result)
+    job = Job(domain, store, catalog, archive, times.Clock(now), result, patience_s)
     if isinstance(domain.source, PolarSource):
         from pipeline.ingest_volumes import ingest_volumes
 
@@ -145,6 +150,7 @@ class Job:
     archive: Archive
     clock: times.Clock
     result: IngestResult
+    patience_s: float
 
     @property
     def now(self) -> datetime:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.domain import Domain
-from pipeline.errors import WorkerLost
+from pipeline.errors import AtWork
 from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, nameable, quarantine, record, volume_row
 from pipeline.prepare import Prepared, prepare_all
 from pipeline.source_settings import PolarSource
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 # from the time in a name to the last sweep
 LONGEST_SCAN = timedelta(minutes=10)
-LEASE_PATIENCE_S = 600.0
 # volumes that are taken in under one hold of the lease
 PIECE = 96
 
@@ -38,7 +37,7 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     A long period goes in pieces, each under the lease, so that the live process gets its turn during a backfill.
 
     Raises:
-        WorkerLost: another process is at work on the domain for too long.
+        AtWork: another process is at work on the domain for too long.
     """
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
@@ -53,9 +52,9 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     done = 0
     for begin, last in _pieces(domain, listed, start, end):
         # frames of several radars are made from all of them: two ingests at once would each see only a part
-        with job.catalog.lease(f"ingest/{domain.name}", LEASE_PATIENCE_S) as lease:
+        with job.catalog.lease(f"ingest/{domain.name}", job.patience_s) as lease:
             if lease is None:
-                raise WorkerLost(f"another process has been ingesting {domain.name} for {LEASE_PATIENCE_S:.0f} s")
+                raise AtWork(f"another process has been ingesting {domain.name} for {job.patience_s:.0f} s")
             near = [ref for ref in listed if begin - reach <= ref.nominal_time <= last + LONGEST_SCAN]
             done += _ingest(job, near, begin, last, partial(_show, progress, done, len(fresh)))
 

@@ -14,7 +14,7 @@ from pipeline import logs
 from pipeline.catalog import Catalog
 from pipeline.cycles import end_with_parent
 from pipeline.domain import Domain
-from pipeline.errors import NowcastError
+from pipeline.errors import AtWork, NowcastError
 from pipeline.ingest import IngestResult, ingest
 from pipeline.settings import Settings
 from pipeline.source_settings import PolarSource
@@ -55,7 +55,7 @@ class Intake(Protocol):
         ...
 
     def close(self) -> None:
-        """End; what is begun is finished."""
+        """End; a look that goes on is cut off, which harms nothing."""
         ...
 
 
@@ -84,26 +84,31 @@ class OnTheSpot:
 
 
 class InProcesses:
-    """Takes in beside the caller, so that neither a slow feed nor a decoder that crashes holds up a forecast."""
+    """Takes in beside the caller, so that neither a slow feed nor a decoder that crashes holds up a forecast.
+
+    Feeds that were at work when a process died go on in a process of their own each, so that the one at fault harms no
+    other; after a good look they are with the others again.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._pool: ProcessPoolExecutor | None = None
-        self._begun: dict[str, tuple[Future[Polled], datetime, datetime]] = {}
+        self._pools: dict[str, ProcessPoolExecutor] = {}  # by the feed that has it alone; "" is that of all others
+        self._begun: dict[str, tuple[Future[Polled], datetime, datetime, str]] = {}
         self._crashed: set[str] = set()
 
     def begin(self, domain: Domain, start: datetime, end: datetime, now: datetime) -> None:
         """See ``Intake``."""
-        if domain.name in self._crashed and isinstance(domain.source, PolarSource):
+        whose = domain.name if domain.name in self._crashed else ""
+        if whose and isinstance(domain.source, PolarSource):
             # each volume in a process of its own, so that the one that kills it is found and set aside
             source = domain.source.model_copy(update={"processes": max(2, domain.source.processes)})
             domain = domain.model_copy(update={"source": source})
         try:
-            future = self._running().submit(_poll_in_process, domain, start, end, now)
+            future = self._running(whose).submit(_poll_in_process, domain, start, end, now)
         except BrokenProcessPool:  # broken since the last look
-            self._pool = None
-            future = self._running().submit(_poll_in_process, domain, start, end, now)
-        self._begun[domain.name] = future, start, end
+            del self._pools[whose]
+            future = self._running(whose).submit(_poll_in_process, domain, start, end, now)
+        self._begun[domain.name] = future, start, end, whose
 
     def is_busy(self, domain: Domain) -> bool:
         """See ``Intake``."""
@@ -112,35 +117,39 @@ class InProcesses:
     def finished(self) -> list[Polled]:
         """See ``Intake``."""
         done = []
-        for name, (future, start, end) in list(self._begun.items()):
+        for name, (future, start, end, whose) in list(self._begun.items()):
             if not future.done():
                 continue
             del self._begun[name]
             try:
                 done.append(future.result())
                 self._crashed.discard(name)
+                if whose:
+                    self._pools.pop(whose).shutdown(wait=False)
             except BrokenProcessPool:
                 # every feed that was being read is lost with the process; the one at fault is not known
-                self._pool = None
+                self._pools.pop(whose, None)
                 self._crashed.add(name)
                 done.append(Polled(name, start, end, None, "a process that takes in data was killed"))
         return done
 
     def close(self) -> None:
         """See ``Intake``."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in self._pools.values():
+            # a look may take long, and what it has not recorded is taken in by the next
+            for process in list(pool._processes.values()):
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _running(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # spawn: forking a process with torch or HDF5 threads can deadlock
-            self._pool = ProcessPoolExecutor(
-                self.settings.live.ingest_processes,
-                get_context("spawn"),
+    def _running(self, whose: str) -> ProcessPoolExecutor:
+        if whose not in self._pools:
+            self._pools[whose] = ProcessPoolExecutor(
+                1 if whose else self.settings.live.ingest_processes,
+                get_context("spawn"),  # forking a process with torch or HDF5 threads can deadlock
                 initializer=_start,
                 initargs=(self.settings, logs.current_context()),
             )
-        return self._pool
+        return self._pools[whose]
 
 
 _root: tuple[Store, Catalog] | None = None
@@ -163,11 +172,12 @@ def _poll_in_process(domain: Domain, start: datetime, end: datetime, now: dateti
 def _poll(store: Store, catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime) -> Polled:
     with logs.log_context(domain=domain.name):
         try:
-            return Polled(domain.name, start, end, ingest(domain, store, catalog, start, end, now))
+            return Polled(domain.name, start, end, ingest(domain, store, catalog, start, end, now, patience_s=0.0))
+        except AtWork:  # what it leaves is there at the next look
+            return Polled(domain.name, start, end, IngestResult())
         except NowcastError as err:
             fault = str(err)
         except Exception as err:  # of one feed; the others go on
             log.exception("taking in failed")
             fault = f"{type(err).__name__}: {err}"
-        log.warning("the feed cannot be taken in: %s", fault)
         return Polled(domain.name, start, end, None, fault)

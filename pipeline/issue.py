@@ -123,26 +123,26 @@ def _claim(
     standing = publish.recorded(catalog, domain, kind, time)
     published = standing is not None and standing["state"] == "published" and publish.is_there(store, standing)
     if standing is not None and published and not one.revise:
-        return publish.announce(domain, store, catalog, standing, "unchanged")
+        return publish.announce(domain, store, standing, "unchanged")
     if lease is None:
         return Outcome(time, "held", reason="another process works on it", domain=domain.name)
     try:
         sequence = read_sequence(archive, domain, time)
     except NotForecast as err:
         if standing is not None and published:
-            return publish.announce(domain, store, catalog, standing, "unchanged")
+            return publish.announce(domain, store, standing, "unchanged")
         return publish.skip(domain, store, catalog, lease, time, kind, clock.now(), str(err), one.cause)
     for damaged in sequence.damaged_times:
         forget_damaged(archive, catalog, domain, damaged)
     revision = 1
     if standing is not None and published:
         if sequence.digest(domain) == standing["inputs_digest"]:
-            return publish.announce(domain, store, catalog, standing, "unchanged")
+            return publish.announce(domain, store, standing, "unchanged")
         revision = int(standing["revision"]) + 1
     elif standing is not None:
         revision = int(standing["revision"])
     sequence = with_origin(sequence, catalog, domain)
-    if adopted := publish.adopt(domain, store, catalog, lease, sequence, kind, revision):
+    if adopted := publish.adopt(domain, store, catalog, lease, time, kind, revision):
         return adopted
     if sequence.is_frozen:
         log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
@@ -201,8 +201,13 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
 
 
 def give_up(store: Store, catalog: Catalog, domain: Domain, time: datetime, now: datetime, reason: str) -> Outcome:
-    """Record that the issued forecast of a cycle was missed, and why."""
+    """Record that the issued forecast of a cycle was missed, and why; unless it is there after all."""
     with catalog.lease(_lease_name(Wanted(domain, time), "issued")) as lease:
         if lease is None:
             return Outcome(time, "held", reason="another process works on it", domain=domain.name)
+        standing = publish.recorded(catalog, domain, "issued", time)
+        if standing is not None and standing["state"] == "published":
+            return publish.outcome(standing, "unchanged")
+        if adopted := publish.adopt(domain, store, catalog, lease, time, "issued", 1):
+            return adopted
         return publish.skip(domain, store, catalog, lease, time, "issued", now, reason, "given up")

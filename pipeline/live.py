@@ -34,7 +34,11 @@ LATE_REACH, LATE_EVERY = timedelta(days=1), timedelta(hours=1)
 BACKLOG_INSTANTS = 6
 LONGEST_BACKLOG = timedelta(days=30)
 # cycles that are given up in one step
-GIVEN_UP_AT_ONCE = 50
+GIVEN_UP_AT_ONCE = 10
+# between two looks at a source that cannot be read
+FAULTY_POLL_S = 15.0
+# a look that takes longer is told as a fault
+SLOW_LOOK = timedelta(minutes=2)
 # between two notes of looks that all end the same
 NOTED_EVERY = timedelta(seconds=30)
 IDLE_S = 0.5
@@ -61,6 +65,10 @@ class Feed:
         polled: when the last look ended well.
         fault: of the last look; empty if it ended well.
         noted: when the catalog was told.
+        settled_until: what it was told.
+        begun: when the look began that goes on, or was the last.
+        newest_last: it was at the newest, not at the backlog.
+        missed: instants to be given up, and what is known of the reason.
     """
 
     domain: Domain
@@ -76,6 +84,10 @@ class Feed:
     polled: datetime | None = None
     fault: str = ""
     noted: datetime = times.EPOCH
+    settled_until: datetime = times.EPOCH
+    begun: datetime = times.EPOCH
+    newest_last: bool = False
+    missed: dict[datetime, Decision] = field(default_factory=dict)
 
 
 class Live:
@@ -119,11 +131,9 @@ class Live:
         due = []
         for feed in (one for one in self.feeds if one.looked):
             due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
-        if not due:
-            return IDLE_S
-        waiting = self._wait_for_others(due, now)
-        if waiting > 0:
-            return min(waiting, IDLE_S)
+        waiting = self._wait_for_others(due, now) if due else IDLE_S
+        if waiting > 0:  # while nothing is due
+            return 0.0 if self._give_up_missed(now) else min(waiting, IDLE_S)
         outcomes = self._issue(due)
         self._learn(outcomes)
         self._after(outcomes)
@@ -135,11 +145,11 @@ class Live:
         # at the first start what can still serve is made; what came before it was nobody's duty
         since = times.first_slot(now, domain.cadence) if row is None else tables.from_seconds(row["since"])
         if row is not None:
-            first_open = min(first_open, self._first_without_row(domain, since, now))
-        feed = Feed(domain, since, first_open, now, now)
+            first_open = min(first_open, tables.from_seconds(row["settled_until"]))
+        feed = Feed(domain, since, first_open, now, now, settled_until=first_open)
         if row is None:
             with self.catalog.write(domain.name) as connection:
-                values = {"domain": domain.name, "since": times.seconds(since)}
+                values = {"domain": domain.name, "since": times.seconds(since), "settled_until": times.seconds(since)}
                 self.catalog.upsert(
                     connection, tables.feeds, [values | {"polled_at": 0.0, "fault_at": 0.0, "fault": ""}]
                 )
@@ -148,32 +158,31 @@ class Live:
             self._add_backlog(feed, feed.polled, now)
         return feed
 
-    def _first_without_row(self, domain: Domain, since: datetime, now: datetime) -> datetime:
-        c = tables.cycles.c
-        query = sa.select(c.reference_time).where(
-            c.domain == domain.name, c.kind == "issued", c.reference_time >= times.seconds(since)
-        )
-        known = {row["reference_time"] for row in self.catalog.read(query)}
-        return next((t for t in times.slots(since, now, domain.cadence) if times.seconds(t) not in known), now)
-
     # -- feeds
 
     def _poll(self, feed: Feed, now: datetime) -> None:
-        """Begin a look at the feed if it is time: the newest first, then a piece of the backlog."""
-        if self.intake.is_busy(feed.domain):
-            return
+        """Begin a look at the feed if it is time: at the newest and, in turn with it, at a piece of the backlog."""
         domain = feed.domain
-        if now >= feed.next_poll:
-            feed.next_poll = now + timedelta(seconds=self.settings.live.poll_s)
-            reach = timedelta(seconds=domain.lateness.grace_s) + (domain.input_frames + OF_FRAMES) * domain.cadence
-            self.intake.begin(domain, now - reach, now, now)
-        elif now >= feed.next_late:
+        if self.intake.is_busy(domain):
+            if now - feed.begun > SLOW_LOOK:
+                self._tell(feed, f"its source has been read since {times.iso(feed.begun)}", now)
+            return
+        if now >= feed.next_late:
             feed.next_late = now + LATE_EVERY
             self._add_backlog(feed, now - LATE_REACH, now)
-        elif feed.backlog and not self._behind:
+        behind = bool(feed.backlog) and not self._behind and feed.looked
+        if now >= feed.next_poll and not (behind and feed.newest_last):
+            pause = max(self.settings.live.poll_s, FAULTY_POLL_S if feed.fault else 0.0)
+            feed.next_poll = now + timedelta(seconds=pause)
+            instants = domain.input_frames + OF_FRAMES
+            # at first what the newest forecast needs, then all that may still be of use
+            grace = timedelta(seconds=domain.lateness.grace_s) if feed.looked else timedelta(0)
+            feed.begun, feed.newest_last = now, True
+            self.intake.begin(domain, now - grace - instants * domain.cadence, now, now)
+        elif behind:
             self._behind = domain.name
-            start, end = feed.backlog.pop()
-            self.intake.begin(domain, start, end, now)
+            feed.begun, feed.newest_last = now, False
+            self.intake.begin(domain, *feed.backlog.pop(), now)
 
     def _add_backlog(self, feed: Feed, start: datetime, end: datetime) -> None:
         length = BACKLOG_INSTANTS * feed.domain.cadence
@@ -196,15 +205,22 @@ class Live:
             if feed.polled is not None and now - feed.polled > LATE_EVERY:  # it was away, and may have kept what came
                 self._add_backlog(feed, feed.polled, now)
             feed.polled = now
-        if polled.fault == feed.fault and now - feed.noted < NOTED_EVERY:
+        self._tell(feed, polled.fault, now)
+
+    def _tell(self, feed: Feed, fault: str, now: datetime) -> None:
+        """Tell the catalog how a look ended, and until where all is settled."""
+        settled = feed.first_open > feed.settled_until
+        if fault == feed.fault and not settled and now - feed.noted < NOTED_EVERY:
             return
-        feed.fault, feed.noted = polled.fault, now
+        if fault != feed.fault:
+            said = f"cannot be taken in: {fault}" if fault else "can be taken in again"
+            log.warning("the feed of %s %s", feed.domain.name, said)
+        feed.fault, feed.noted, feed.settled_until = fault, now, max(feed.first_open, feed.settled_until)
         seconds = now.timestamp()
-        looked = {"polled_at": seconds, "fault_at": 0.0, "fault": ""}
-        failed = {"fault_at": seconds, "fault": polled.fault}
-        with self.catalog.write(polled.domain) as connection:
-            row = sa.update(tables.feeds).where(tables.feeds.c.domain == polled.domain)
-            connection.execute(row.values(failed if polled.fault else looked))
+        told = {"fault_at": seconds, "fault": fault} if fault else {"polled_at": seconds, "fault_at": 0.0, "fault": ""}
+        told["settled_until"] = times.seconds(feed.settled_until)
+        with self.catalog.write(feed.domain.name) as connection:
+            connection.execute(sa.update(tables.feeds).where(tables.feeds.c.domain == feed.domain.name).values(told))
 
     # -- cycles
 
@@ -236,18 +252,16 @@ class Live:
         return []
 
     def _due(self, feed: Feed, frames: _Rows, cycles: _Rows, now: datetime) -> list[Wanted]:
-        """The newest due cycle; on the way what was missed is recorded, and what is settled is closed."""
+        """The newest due cycle; on the way what was missed is noted, and what is settled is closed."""
         domain = feed.domain
         decisions = {
             time: decide(domain, time, now, cycles.get(time), frames)
             for time in times.slots(feed.first_open, now, domain.cadence)
         }
-        missed = [time for time, one in decisions.items() if one.state == "missed" and time >= feed.since]
-        for time in missed[:GIVEN_UP_AT_ONCE]:
-            self._give_up(feed, time, decisions[time], now)
+        feed.missed = {t: one for t, one in decisions.items() if one.state == "missed" and t >= feed.since}
         waiting = [time for time, one in decisions.items() if one.state in {"wait", "due"}]
         following = max(decisions, default=feed.first_open - domain.cadence) + domain.cadence
-        feed.first_open = min([*missed, *waiting], default=following)
+        feed.first_open = min([*feed.missed, *waiting], default=following)
         feed.retry = {time: again for time, again in feed.retry.items() if time >= feed.first_open}
         feed.failure = {time: why for time, why in feed.failure.items() if time >= feed.first_open}
         due = [time for time in waiting if decisions[time].state == "due" and feed.retry.get(time, now) <= now]
@@ -258,10 +272,21 @@ class Live:
         cause = decisions[max(due)].cause
         return [Wanted(domain, max(due), cause, revise=cause.startswith("reissue"))]
 
+    def _give_up_missed(self, now: datetime) -> bool:
+        """Record some of what was missed; whether there was any."""
+        feed = next((one for one in self.feeds if one.missed), None)
+        if feed is None:
+            return False
+        for time in sorted(feed.missed)[:GIVEN_UP_AT_ONCE]:
+            self._give_up(feed, time, feed.missed.pop(time), now)
+        return True
+
     def _give_up(self, feed: Feed, time: datetime, decision: Decision, now: datetime) -> None:
-        reason = decision.cause or self._why_no_frame(feed, time)
-        if failure := feed.failure.pop(time, ""):
-            reason = f"{reason}; it failed before: {failure}" if reason else f"it failed: {failure}"
+        failure = feed.failure.pop(time, "")
+        if failure:
+            reason = f"it was tried until {times.iso(now)} and failed: {failure}"
+        else:
+            reason = decision.cause or self._why_no_frame(feed, time)
         outcome = give_up(self.store, self.catalog, feed.domain, time, now, reason)
         if outcome.state == "skipped":
             log.warning("%s %s: no forecast: %s", feed.domain.name, times.iso(time), reason)

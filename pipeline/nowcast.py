@@ -70,7 +70,10 @@ class Loader:
         """The domain's model, if it was trained for such frames, and its fallbacks."""
         key = (domain.name, spacing_m)
         if key not in self._methods:
-            self._methods[key] = self._load(domain, spacing_m)
+            loaded = self._load(domain, spacing_m)
+            if loaded.refused:
+                return loaded  # a checkpoint that is missing now may be there with the next cycle
+            self._methods[key] = loaded
         return self._methods[key]
 
     def _load(self, domain: Domain, spacing_m: float) -> Methods:

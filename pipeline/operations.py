@@ -29,6 +29,7 @@ from pipeline.settings import Settings
 from pipeline.storage import Store, open_store
 from pipeline.verification.sums_files import VerifyResult
 from pipeline.verification.verify import verify as verify_window
+from pipeline.warnings.watch import deliver
 
 Progress = Callable[[str, int, int], None]
 Step = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -393,7 +394,6 @@ def _issue(
     products, problems = [], list(report.problems)
     for reference_time, outcome in outcomes.items():
         report.notes += outcome.warnings
-        problems += outcome.undelivered
         states[outcome.state] += 1
         if outcome.state in {"skipped", "held"}:
             problems.append(f"{outcome.state} {times.iso(reference_time)}: {outcome.reason}")
@@ -404,6 +404,9 @@ def _issue(
             notes[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
         elif outcome.state == "unchanged" and outcome.method != domain.model_name:
             notes[f"stands as published by {outcome.method}, although the model is now {domain.model_name}"] += 1
+    if kind == "issued":
+        with closing(Catalog(settings.catalog)) as catalog:
+            problems += deliver(domain, open_store(settings), catalog)
     if any(outcome.state == "published" and outcome.reason for outcome in outcomes.values()):
         problems += _unusable_model(settings, domain)
     report.cycles, report.methods, report.products = dict(states), dict(methods), sorted(products)

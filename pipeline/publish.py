@@ -37,7 +37,6 @@ class Outcome:
         reason: why it was skipped, or why it is not the model's.
         path: of the product, below the root.
         warnings: that were raised or ended, in words.
-        undelivered: messages that no webhook took, and why.
         error: what made it fail.
     """
 
@@ -49,7 +48,6 @@ class Outcome:
     content_digest: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    undelivered: tuple[str, ...] = ()
     domain: str = ""
     error: Exception | None = None
 
@@ -126,16 +124,19 @@ def publish(
                 store.put(temporary, target)
             store.put(new_product, path)
             catalog.upsert(connection, tables.cycles, [row])
-    return announce(domain, store, catalog, row, "published")
+    return announce(domain, store, row, "published")
 
 
-def announce(domain: Domain, store: Store, catalog: Catalog, row: Row, state: str) -> Outcome:
-    """Point to a product that stands and, if it was issued, raise and end warnings; a second time does nothing."""
+def announce(domain: Domain, store: Store, row: Row, state: str) -> Outcome:
+    """Point to a product that stands and, if it was issued, raise and end warnings; a second time does nothing.
+
+    Webhooks are called by ``pipeline.warnings.watch.deliver``, so that a silent one holds up no forecast.
+    """
     point_latest(store, domain, row)
     told = Told()
     if row["kind"] == "issued":
-        told = watch(domain, store, catalog, store.place_forecasts(store.root / row["path"]))
-    return replace(outcome(row, state), warnings=told.warnings, undelivered=told.undelivered)
+        told = watch(domain, store, store.place_forecasts(store.root / row["path"]))
+    return replace(outcome(row, state), warnings=told.warnings)
 
 
 def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
@@ -174,19 +175,19 @@ def adopt(
     store: Store,
     catalog: Catalog,
     lease: Lease,
-    sequence: InputSequence,
+    time: datetime,
     kind: str,
     revision: int,
 ) -> Outcome | None:
     """Record a whole product that a killed process left without a row."""
-    path = store.product(domain.name, kind, sequence.reference_time, revision)
+    path = store.product(domain.name, kind, time, revision)
     try:
         row = cycle_row(domain, store.relative(path), store.get(path), store.get(store.baselines(path)))
     except (OSError, ValueError, KeyError):
         return None  # not whole; it is made again
     _commit(catalog, lease, row)
     log.info("adopted %s", path.name)
-    return announce(domain, store, catalog, row, "published")
+    return announce(domain, store, row, "published")
 
 
 def skip(
@@ -200,7 +201,7 @@ def skip(
     reason: str,
     cause: str = "",
 ) -> Outcome:
-    """A missing forecast is a recorded fact with a reason; a later run may still make it."""
+    """A missing forecast is a recorded fact with a reason; a later run may still make it. What is published stays."""
     row: Row = {column.name: "" for column in tables.cycles.columns}
     row |= {
         "domain": domain.name,
@@ -213,13 +214,19 @@ def skip(
         "issue_time": now.timestamp(),
         "cause": cause,
     }
-    standing = recorded(catalog, domain, kind, time)
-    if standing is None or standing["reason"] != reason:
-        store.append_journal(now, {"event": "skipped", "cycle": row})
-        try:
-            _commit(catalog, lease, row)
-        except LeaseLost as err:
-            return Outcome(time, "held", reason=str(err), domain=domain.name)
+    c = tables.cycles.c
+    this = sa.and_(c.domain == domain.name, c.kind == kind, c.reference_time == row["reference_time"])
+    try:
+        with catalog.write(domain.name) as connection:
+            lease.check(connection)
+            rows = connection.execute(sa.select(tables.cycles).where(this).order_by(c.revision)).mappings().all()
+            if published := [dict(one) for one in rows if one["state"] == "published"]:
+                return outcome(published[-1], "unchanged")  # somebody made it since it was looked for
+            if not rows or rows[-1]["reason"] != reason:
+                store.append_journal(now, {"event": "skipped", "cycle": row})
+                catalog.upsert(connection, tables.cycles, [row])
+    except LeaseLost as err:
+        return Outcome(time, "held", reason=str(err), domain=domain.name)
     return Outcome(time, "skipped", reason=reason, domain=domain.name)
 
 

@@ -11,7 +11,7 @@ from pipeline import catalog as tables
 from pipeline import packing, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import DamagedFrame
+from pipeline.errors import DamagedFrame, StoreUnavailable
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import ECHO
 from pipeline.publish import cycle_row
@@ -54,8 +54,14 @@ def rebuild(
     Of what has no row, arrival times and latencies are lost; so are all alerts that the catalog has lost. Which
     forecasts were verified is found again by the next verification, which compares what the sums were made from and
     makes none anew.
+
+    Raises:
+        StoreUnavailable: somebody is at work on the catalog; what is written meanwhile would be lost.
     """
     result = Rebuilt()
+    if held := catalog.held_leases():
+        who = ", ".join(f"{one['name']} ({one['host']}, process {one['process']})" for one in held[:5])
+        raise StoreUnavailable(f"the catalog cannot be rebuilt while somebody works on it, stop that first: {who}")
     journal = list(store.read_journal())
     for domain in domains:
         standing = {

@@ -8,16 +8,17 @@ from datetime import datetime
 
 from pipeline import alerts, times
 from pipeline.errors import NowcastError
+from pipeline.heartbeat import LIVE
 from pipeline.intake import InProcesses, Intake, OnTheSpot
 from pipeline.live import Live
 from pipeline.lookout import Lookout
 from pipeline.operations import Step, bare, open_root
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
+from pipeline.warnings.watch import deliver
 
 log = logging.getLogger(__name__)
 
-LEASE = "live"
 # between two looks of one that stands by, and after a failure of the catalog or a store
 STAND_BY_S, WAIT_S = 2.0, 5.0
 
@@ -44,7 +45,7 @@ def run_live(
     with closing(catalog):
         while not stop.is_set():
             try:
-                with catalog.lease(LEASE) as lease:
+                with catalog.lease(LIVE) as lease:
                     if lease is None:
                         log.info("another process is live; standing by")
                         stop.wait(STAND_BY_S)
@@ -52,13 +53,27 @@ def run_live(
                     intake: Intake = (
                         InProcesses(settings) if settings.live.ingest_processes else OnTheSpot(store, catalog)
                     )
-                    with closing(intake), closing(Lookout(settings, clock, emit)):
-                        live = Live(settings, store, catalog, clock, intake, after=after)
+                    with closing(intake), closing(Lookout(settings, clock, emit)) as lookout:
+
+                        def done(outcomes: list[Outcome], lookout: Lookout = lookout) -> None:
+                            lookout.wake()
+                            after(outcomes)
+
+                        live = Live(settings, store, catalog, clock, intake, after=done)
                         while not (stop.is_set() or lease.lost):
-                            stop.wait(live.step())
+                            stop.wait(_step(live))
             except NowcastError as err:
                 log.warning("waiting: %s", err)
                 stop.wait(WAIT_S)
+
+
+def _step(live: Live) -> float:
+    """One step; after a failure of the catalog or a store what is loaded stays, and the next step tries again."""
+    try:
+        return live.step()
+    except NowcastError as err:
+        log.warning("waiting: %s", err)
+        return WAIT_S
 
 
 def tick_once(settings: Settings, now: datetime, step: Step = bare) -> list[Outcome] | None:
@@ -71,12 +86,14 @@ def tick_once(settings: Settings, now: datetime, step: Step = bare) -> list[Outc
     settings = settings.model_copy(update={"live": settings.live.model_copy(update={"batch_wait_s": 0.0})})
     store, catalog = open_root(settings)
     outcomes: list[Outcome] = []
-    with closing(catalog), catalog.lease(LEASE) as lease:
+    with closing(catalog), catalog.lease(LIVE) as lease:
         if lease is None:
             return None
         live = Live(settings, store, catalog, times.Clock(now), OnTheSpot(store, catalog), step, outcomes.extend)
         while True:
             before = len(outcomes)
             live.step()
-            if len(outcomes) == before and not any(feed.due_since for feed in live.feeds):
+            if len(outcomes) == before and not any(feed.due_since or feed.missed for feed in live.feeds):
+                for domain in settings.domains.values():
+                    deliver(domain, store, catalog)
                 return outcomes

@@ -165,7 +165,7 @@ def _products(work: _Work) -> None:
                 reason = f"the newest {kind} product"
             elif any(row["path"] == latest for row in its):
                 reason = "latest.json points to it"
-            elif not all(settled(row, domain, work.now) for row in its):
+            elif not all(settled(row, domain, work.now) for row in its if row["revision"] == 1):
                 reason = "not fully verified"
             if reason:
                 work.stay("products", name, reason)

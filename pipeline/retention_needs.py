@@ -40,7 +40,8 @@ def needing(
     c = tables.cycles.c
     first = times.seconds(day - domain.horizon)
     last = times.seconds(day + timedelta(days=1) + (domain.input_frames - 1) * domain.cadence) - 1
-    inside = (c.domain == domain.name, c.state == "published", c.reference_time.between(first, last))
+    # reissues are not verified, and go with the first
+    inside = (c.domain == domain.name, c.state == "published", c.revision == 1, c.reference_time.between(first, last))
     query = sa.select(c.kind, c.reference_time, c.verified, c.verified_reason, c.issue_time).where(*inside)
     for row in connection.execute(query).mappings():
         if (row["kind"], row["reference_time"]) not in going and not settled(dict(row), domain, now):

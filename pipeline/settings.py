@@ -53,18 +53,18 @@ class Alerts(Frozen):
     fallback_cycles: int = Field(3, ge=0, le=100)
     radar_silent_minutes: float = Field(30.0, ge=0, le=1440)
     csi_drop: float = Field(0.15, ge=0, le=1)
-    free_gb: float = Field(5.0, ge=0)
+    free_gb: float = Field(5.0, ge=0, le=1e6)
     webhook: SecretStr | None = None
 
 
 class Retention(Frozen):
     """Days after which what we wrote may go, counted from when it was written; 0 keeps it for ever."""
 
-    frames_days: float = Field(0.0, ge=0)
-    products_days: float = Field(0.0, ge=0)
-    scores_days: float = Field(0.0, ge=0)
-    quarantine_days: float = Field(0.0, ge=0)
-    catalog_days: float = Field(0.0, ge=0, description="rows of volumes and alerts")
+    frames_days: float = Field(0.0, ge=0, le=36500)
+    products_days: float = Field(0.0, ge=0, le=36500)
+    scores_days: float = Field(0.0, ge=0, le=36500)
+    quarantine_days: float = Field(0.0, ge=0, le=36500)
+    catalog_days: float = Field(0.0, ge=0, le=36500, description="rows of volumes and alerts")
 
 
 class Settings(Frozen):

@@ -29,6 +29,8 @@ ONLY_ALERTS = ("frozen_feed", "fallen_scores")
 WORST_FIRST: tuple[Level, ...] = ("bad", "warn", "good", "off")
 # names of the levels, for people
 WORDS: dict[Level, str] = {"good": "OK", "warn": "CHECK", "bad": "NO FORECAST", "off": "not live"}
+# so far back forecasts that are not verified are counted
+UNSCORED_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,11 @@ def _domain(
     c = tables.cycles.c
     over = times.seconds(now - domain.horizon - domain.cadence)
     unscored = sa.select(sa.func.count().label("n")).where(
-        c.domain == domain.name, c.state == "published", c.verified == "", c.reference_time <= over
+        c.domain == domain.name,
+        c.state == "published",
+        c.revision == 1,  # reissues are not verified
+        c.verified == "",
+        c.reference_time.between(over - UNSCORED_DAYS * 86400, over),
     )
     unsent = pending(store, domain.name)
     found = list(_problems(domain, timeline, feed, unsent, now))

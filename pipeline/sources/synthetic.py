@@ -7,6 +7,7 @@ centre of the domain. Rain stands where it exceeds a threshold that follows the 
 item is an ODIM_H5 composite, so that the reader is exercised too.
 """
 
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,7 +147,9 @@ def write_composite(path: Path, rate: NDArray[np.float32], grid: Grid, time: dat
         what = file.create_group("what").attrs
         what.update({"object": "COMP", "version": "H5rad 2.3", "date": day, "time": clock, "source": "ORG:0"})
         where = file.create_group("where").attrs
-        where.update({"projdef": grid.projection.to_proj4() if ":" in grid.crs else grid.crs})
+        with warnings.catch_warnings():  # what a PROJ string cannot tell, a grid in metres does not need
+            warnings.simplefilter("ignore", UserWarning)
+            where.update({"projdef": grid.projection.to_proj4() if ":" in grid.crs else grid.crs})
         where.update({"xsize": columns, "ysize": rows, "xscale": grid.dx, "yscale": grid.dy})
         for corner, (x, y) in edges.items():
             where[f"{corner}_lon"], where[f"{corner}_lat"] = to_degrees.transform(x, y)

@@ -104,9 +104,9 @@ def _picture(domain: Domain, store: Store, catalog: Catalog, verified: Verified,
 def _row(domain: Domain, catalog: Catalog, verified: Verified, time: datetime) -> Row | None:
     c = tables.cycles.c
     query = sa.select(tables.cycles).where(
-        c.domain == domain.name, c.reference_time == times.seconds(time), c.state == "published"
+        c.domain == domain.name, c.reference_time == times.seconds(time), c.state == "published", c.revision == 1
     )
-    rows = catalog.read(query.order_by(c.revision.desc()))
+    rows = catalog.read(query)
     own = [row for row in rows if row["kind"] == verified.kind and row["method"] == verified.methods[0]]
     return own[0] if own else None
 

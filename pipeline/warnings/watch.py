@@ -37,17 +37,15 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Told:
-    """What was raised or ended, in words; and which webhooks did not take their messages."""
+    """What was raised or ended, in words."""
 
     warnings: tuple[str, ...] = ()
-    undelivered: tuple[str, ...] = ()
 
 
-def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path) -> Told:
-    """Raise and end warnings after an issued cycle, record them, and send them to their webhooks.
+def watch(domain: Domain, store: Store, place_forecasts: Path) -> Told:
+    """Raise and end warnings after an issued cycle, and record them with what is to be sent; see ``deliver``.
 
-    A webhook that cannot be reached is tried again with the next cycle. A forecast that was issued when the time of a
-    rule was over changes nothing for that rule.
+    A forecast that was issued when the time of a rule was over changes nothing for that rule.
 
     Args:
         place_forecasts: the JSON document of the cycle's places.
@@ -78,10 +76,9 @@ def watch(domain: Domain, store: Store, catalog: Catalog, place_forecasts: Path)
         return None if state is kept.state else _content(_Kept(state, _newest(kept.pending + wanted)))
 
     store.update(path, step)
-    undelivered = _deliver(domain, store, catalog, path)
     for message in messages:
         log.info("%s: %s", message.event, message.text)
-    return Told(tuple(f"warning {message.event}: {message.text}" for message in messages), undelivered)
+    return Told(tuple(f"warning {message.event}: {message.text}" for message in messages))
 
 
 def pending(store: Store, domain: str) -> int:
@@ -102,13 +99,14 @@ def _newest(pending: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[s
     return pending[-MOST_PENDING:]
 
 
-def _deliver(domain: Domain, store: Store, catalog: Catalog, path: Path) -> tuple[str, ...]:
-    """Send what is pending, oldest first; after a failure no more to that host.
+def deliver(domain: Domain, store: Store, catalog: Catalog) -> tuple[str, ...]:
+    """Send what is pending to the webhooks, oldest first; after a failure no more to that host. May take a while.
 
     Returns:
         What could not be sent, and why.
     """
-    if not _read(store, path).pending:
+    path = store.warnings(domain.name)
+    if not domain.warnings or not _read(store, path).pending:
         return ()
     failures = []
     with catalog.lease(f"warnings/{domain.name}") as lease:

@@ -29,19 +29,8 @@ PERIOD = ("2020-10-31T02:00Z", "2020-10-31T05:50Z")
 
 
 def backfill(config, domain, start, end, *options, root=None):
-    command = [
-        sys.executable,
-        "-m",
-        "flows.cli",
-        "backfill",
-        domain,
-        "--config",
-        str(config),
-        "--from",
-        start,
-        "--to",
-        end,
-    ]
+    command = [sys.executable, "-m", "flows.cli", "backfill", domain, "--config", str(config)]
+    command += ["--from", start, "--to", end]
     if root is not None:
         command += ["--set", f"root={root}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NOWCAST_PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -66,8 +55,10 @@ def test_cost_of_a_cycle_and_memory_as_the_period_grows(tmp_path):
         seconds = time.perf_counter() - started
         assert status == 0 and len(digests(tmp_path / str(cycles))) == cycles
         cpu = usage.ru_utime + usage.ru_stime
-        print(f"\n{cycles:5} cycles: {seconds:7.1f} s, {cpu:7.1f} s of CPU, {1000 * cpu / cycles:6.1f} ms of CPU a cycle, "
-              f"peak {usage.ru_maxrss / 1024:.0f} MB")  # fmt: skip
+        each, peak = 1000 * cpu / cycles, usage.ru_maxrss / 1024
+        print(
+            f"\n{cycles:5} cycles: {seconds:.1f} s, {cpu:.1f} s of CPU, {each:.1f} ms of CPU each, peak {peak:.0f} MB"
+        )
 
 
 def test_workers_dask_and_kills_give_the_same_forecasts(tmp_path, sample_data):

@@ -17,7 +17,7 @@ from pipeline.storage import Store
 from pipeline.warnings import watch as watching
 from pipeline.warnings import webhook
 from pipeline.warnings.alerts import State, next_state
-from pipeline.warnings.watch import watch
+from pipeline.warnings.watch import deliver, watch
 from tests.conftest import settings_for, synthetic_domain
 from tests.pipeline.cycles import STEP, T0
 
@@ -160,7 +160,9 @@ def cycle(store, domain, number: int, amount: float | None, late: timedelta = ti
     path.write_text(json.dumps(document))
     catalog = Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}")
     try:
-        return watch(domain, store, catalog, path).warnings
+        told = watch(domain, store, path).warnings
+        deliver(domain, store, catalog)
+        return told
     finally:
         catalog.close()
 
@@ -231,12 +233,7 @@ def test_damaged_place_forecasts_are_no_forecast(store, caplog):
     before = (store.root / "warnings/small.json").read_bytes()
     (store.root / "x.json").write_text('{"reference_time": "2024-06-01T03:00Z", "places": [7]}')
     with caplog.at_level("WARNING", logger="pipeline"):
-        assert (
-            watch(
-                watched(), store, Catalog(f"sqlite:///{store.root / 'catalog.sqlite'}"), store.root / "x.json"
-            ).warnings
-            == ()
-        )
+        assert watch(watched(), store, store.root / "x.json").warnings == ()
     assert "x.json" in caplog.text and (store.root / "warnings/small.json").read_bytes() == before
 
 

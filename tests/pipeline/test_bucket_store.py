@@ -209,7 +209,7 @@ def test_machines_see_the_warnings_of_the_other(stores, tmp_path):
         time = times.iso(T0 + n * STEP)
         said = {"places": [{"name": "home", "amount_mm": {"30": amount}}], "reference_time": time, "issue_time": time}
         document = write(store, f"products/{n}.places.json", json.dumps(said).encode())
-        told += [watch(domain, each, catalog, each.root / store.relative(document)).warnings for each in stores]
+        told += [watch(domain, each, each.root / store.relative(document)).warnings for each in stores]
     catalog.close()
     assert [len(one) for one in told] == [1, 0, 0, 0, 0, 0, 1, 0]
     records = [list(store.read_lines(store.warnings("small").with_suffix(".jsonl"))) for store in stores]

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog
+from pipeline.heartbeat import LIVE
 from pipeline.intake import OnTheSpot
 from pipeline.lateness import expected_radars
 from pipeline.live import Live
-from pipeline.resident import LEASE, tick_once
+from pipeline.resident import tick_once
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from pipeline.storage import Store
@@ -266,7 +267,7 @@ def test_the_watchdog_works_only_while_nobody_else_does(office):
             office.folder / "small" / f"{times.compact(T0 + n * STEP)}.h5",
             composite(RAIN, T0 + n * STEP, office.folder),
         )(T0)
-    with office.catalog.lease(LEASE):
+    with office.catalog.lease(LIVE):
         assert tick_once(office.settings, T0 + timedelta(minutes=1)) is None
     outcomes = tick_once(office.settings, T0 + timedelta(minutes=1))
     assert [o.reference_time for o in outcomes] == [T0, T0 - STEP, T0 - 2 * STEP]  # within the grace
@@ -332,3 +333,90 @@ def test_when_all_radars_are_silent_every_cycle_says_so(tmp_path):
     for n in (0, 1):
         assert rows[T0 + n * STEP]["state"] == "skipped"
         assert "nothing arrived for it" in rows[T0 + n * STEP]["reason"]
+
+
+# -- what a restart must not change
+
+
+def test_forecasts_that_were_removed_stay_settled_after_a_restart(office):
+    for n in range(4):
+        office.comes(T0 + n * STEP)
+    office.run(T0 + 3 * STEP + timedelta(minutes=3))
+    office.clock.set(T0 + 3 * STEP + timedelta(hours=2))
+    office.run(office.clock.now() + timedelta(minutes=1))
+    c = tables.cycles.c
+    with office.catalog.write() as connection:  # as retention does
+        connection.execute(sa.delete(tables.cycles).where(c.reference_time <= times.seconds(T0 + 2 * STEP)))
+    office.begin()
+    office.run(office.clock.now() + timedelta(minutes=1))
+    assert min(time for time, _ in office.cycles()) == T0 + 3 * STEP
+
+
+def test_what_is_published_is_never_given_up_and_a_whole_product_without_a_row_is_adopted(office):
+    from pipeline.issue import give_up
+
+    office.comes(T0)
+    office.run(T0 + timedelta(minutes=3))
+    before = office.row(T0)
+    domain = office.settings.domain("small")
+    outcome = give_up(office.store, office.catalog, domain, T0, office.clock.now(), "nothing was at work")
+    assert outcome.state == "unchanged" and office.row(T0) == before
+    with office.catalog.write() as connection:  # killed between the file and its row
+        connection.execute(sa.delete(tables.cycles).where(tables.cycles.c.reference_time == times.seconds(T0)))
+    assert give_up(office.store, office.catalog, domain, T0, office.clock.now(), "nothing").state == "published"
+    assert office.row(T0)["content_digest"] == before["content_digest"]
+    assert not [entry for entry in office.store.read_journal() if entry.get("event") == "skipped"]
+
+
+def test_a_cycle_that_failed_until_the_end_says_why(office, monkeypatch):
+    def fails(*arguments):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("pipeline.issue.publish.publish", fails)
+    office.comes(T0 + STEP)
+    office.run(T0 + STEP + timedelta(seconds=1500 + 120))
+    row = office.row(T0 + STEP)
+    assert (
+        row["state"] == "skipped" and "failed: 'a bug'" in row["reason"] and "nothing was at work" not in row["reason"]
+    )
+
+
+def test_a_slow_source_leaves_no_backlog_behind(office):
+    """Every look takes longer than the time between two."""
+
+    class Slow(OnTheSpot):
+        def begin(self, domain, start, end, now):
+            office.clock.set(now + timedelta(seconds=3))
+            super().begin(domain, start, end, now)
+
+    office.live.intake = Slow(office.store, office.catalog)
+    feed = office.live.feeds[0]
+    office.run(T0 + timedelta(minutes=30))
+    assert feed.backlog == [] and feed.next_late > T0 + timedelta(minutes=30)
+
+
+def test_a_decoder_that_kills_its_process_harms_no_other_feed(tmp_path, monkeypatch):
+    from pipeline.intake import InProcesses
+
+    office = Office(tmp_path, "aaa", "zzz")
+    (tmp_path / "aaa" / f"{times.compact(T0)}.h5").write_bytes(b"kills")
+    settings = office.settings
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib\n_read = pathlib.Path.open\n"
+        "def _open(self, *a, **k):\n"
+        "    if self.name.endswith('.h5') and self.exists() and self.stat().st_size == 5:\n        os._exit(9)\n"
+        "    return _read(self, *a, **k)\n"
+        "pathlib.Path.open = _open\n"
+    )
+    intake = InProcesses(settings)
+    seen = {"aaa": [], "zzz": []}
+    for _ in range(3):
+        for name in seen:
+            intake.begin(settings.domain(name), T0 - STEP, T0, T0 + STEP)
+        while any(intake.is_busy(settings.domain(name)) for name in seen):
+            for polled in intake.finished():
+                seen[polled.domain].append(polled.fault)
+    intake.close()
+    assert all("was killed" in fault for fault in seen["aaa"])
+    assert seen["zzz"][-1] == ""

@@ -25,6 +25,7 @@ def upgrade() -> None:
         "feeds",
         sa.Column("domain", sa.String(40), primary_key=True),
         sa.Column("since", sa.BigInteger, nullable=False),
+        sa.Column("settled_until", sa.BigInteger, nullable=False),
         sa.Column("polled_at", sa.Float, nullable=False),
         sa.Column("fault_at", sa.Float, nullable=False),
         sa.Column("fault", sa.Text, nullable=False),
