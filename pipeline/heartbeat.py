@@ -33,8 +33,8 @@ def check_alive(catalog: Catalog, now: datetime) -> datetime:
     if now - last > SILENT_AFTER:
         ago, limit = ((span.total_seconds() / 60) for span in (now - last, SILENT_AFTER))
         raise NotAlive(
-            f"the live process has not looked at a feed since {times.iso(last)}, {ago:.0f} minutes ago; expected within "
-            f"{limit:.0f}"
+            f"the live process has not looked at a feed since {times.iso(last)}, {ago:.0f} minutes ago; expected "
+            f"within {limit:.0f}"
         )
     return last
 
