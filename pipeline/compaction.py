@@ -18,6 +18,7 @@ from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
 from pipeline.frames.grayscale import Frame
+from pipeline.ingest import standing_frame
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -93,11 +94,12 @@ def _compact_day(archive: Archive, catalog: Catalog, domain: Domain, day: dateti
         with catalog.write(domain.name):
             objects.pack(before)
         return f"what was written does not read back: {fault}"
-    with catalog.write(domain.name):
-        current = _recorded(catalog, domain, day)
-        for slot in objects.singles():
-            time = times.seconds(day + slot * domain.cadence)
-            if time in recorded and current.get(time) == recorded[time]:
+    for slot in objects.singles():
+        time = day + slot * domain.cadence
+        # one at a time, so that a slow store never keeps ingest from writing for long
+        with catalog.write(domain.name) as connection:
+            standing = standing_frame(connection, domain, time)
+            if standing is not None and standing["sha256"] == recorded.get(times.seconds(time)):
                 objects.remove_single(slot)
     return ""
 

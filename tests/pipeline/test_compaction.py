@@ -13,6 +13,7 @@ from pipeline.catalog import Catalog
 from pipeline.compaction import compact
 from pipeline.errors import DamagedFrame
 from pipeline.frames.archive import Archive, checksum
+from pipeline.frames.packed import DayObjects
 from pipeline.ingest import forget_damaged
 from pipeline.rebuild import rebuild
 from pipeline.storage import Store
@@ -216,3 +217,39 @@ def test_other_programs_read_a_packed_day_with_zarr(store, packed):
 
     array = zarr.open_group(store.archive("small") / "2024/06/01.zarr", mode="r")["packed"]
     assert np.array_equal(array[3, 0], frame(packed[3]).pixels[0]) and (array[5] == 255).all()
+
+
+def test_what_was_packed_is_read_back_before_a_single_object_goes(store, catalog, monkeypatch):
+    seeds = {slot: slot + 1 for slot in SLOTS}
+    write(store, catalog, seeds)
+    pack = DayObjects.pack
+
+    def swaps(self, frames):
+        slots = sorted(frames)
+        pack(self, {**frames, **({slots[0]: frames[slots[1]]} if slots else {})})  # and nothing, when it is undone
+
+    monkeypatch.setattr(DayObjects, "pack", swaps)
+    (problem,) = compact(synthetic_domain(), store, catalog, NOW).problems
+    assert "does not read back" in problem and held(store) == wanted(seeds)
+
+
+def test_a_frame_that_comes_while_a_day_is_compacted_stays_and_counts(store, catalog, monkeypatch):
+    seeds = {slot: slot + 1 for slot in SLOTS}
+    write(store, catalog, seeds)
+    pack = DayObjects.pack
+
+    late, singles = [], DayObjects.singles
+
+    def then_comes_one(self, frames):
+        pack(self, frames)
+        late.append(3)
+
+    def with_the_late_one(self):  # asked for when the single objects are to go
+        if late:
+            write(store, catalog, {late.pop(): 99})
+        return singles(self)
+
+    monkeypatch.setattr(DayObjects, "pack", then_comes_one)
+    monkeypatch.setattr(DayObjects, "singles", with_the_late_one)
+    assert compact(synthetic_domain(), store, catalog, NOW).problems == []
+    assert held(store) == wanted({**seeds, 3: 99}) and (store.archive("small") / SINGLE).is_file()
