@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "0003"
 LEASE_S = 30.0
+# so long after its end a lease that nobody gave back is forgotten
+FORGOTTEN_S = 3600.0
 # between two looks at a lease that another process holds
 LOOK_S = 0.2
 # an upgrade may move large tables, and others wait for it
@@ -324,6 +326,8 @@ def _acquire(catalog: Catalog, wanted: Sequence[Lease]) -> list[Lease]:
         expiry = {"expires_at": now + LEASE_S}
         rows = [{"name": lease.name, "owner": lease.owner, "token": lease.token, **expiry} for lease in taken]
         catalog.upsert(connection, leases, rows)
+        # left by killed processes; nobody asks for most of them again
+        connection.execute(sa.delete(leases).where(leases.c.expires_at < now - FORGOTTEN_S))
     return taken
 
 

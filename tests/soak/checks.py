@@ -49,8 +49,8 @@ def check_root(settings: Settings, name: str, start: datetime, end: datetime) ->
     store.remove_stale_temporaries()
     assert not list(store.temporary.iterdir()), f"temporaries: {left}"
     _check_rebuild(settings, name, store, catalog)
-    c = tables.leases.c
-    assert not catalog.read(sa.select(c.name).where(c.name.like(f"%/{name}/%"))), "leases that nobody gave back"
+    held = [lease for lease in catalog.held_leases() if f"/{name}/" in lease["name"]]
+    assert not held, f"leases that nobody gave back: {held}"
     catalog.close()
     reasons = Counter(_short(row["reason"]) for row in rows if row["state"] == "skipped")
     return {
