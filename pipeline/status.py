@@ -17,6 +17,7 @@ from pipeline.catalog import Catalog, Row
 from pipeline.disk import GB, Disk, read_disk
 from pipeline.domain import Domain
 from pipeline.feed_health import COMPOSITE, Feed, read_feed
+from pipeline.heartbeat import LIVE
 from pipeline.latency import Spread, latencies, spreads
 from pipeline.settings import Settings
 from pipeline.storage import Store
@@ -90,7 +91,10 @@ def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetim
         _domain(settings, store, catalog, settings.domains[name], stands, now) for name in sorted(settings.domains)
     )
     disk = read_disk(store.root)
-    problems = tuple(_system_problems(settings, disk))
+    leases = tuple(catalog.held_leases())
+    watched = any(domain.timeline.since is not None for domain in domains)
+    at_work = any(lease["name"] == LIVE for lease in leases)
+    problems = tuple(_system_problems(settings, disk, nobody=watched and not at_work))
     levels: list[Level] = [domain.level for domain in domains] + ["warn"] * bool(problems)
     level: Level = min(levels, key=WORST_FIRST.index, default="off")
     return Status(
@@ -101,7 +105,7 @@ def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetim
         problems=problems,
         alerts=tuple(_alert(row, now) for row in rows),
         disk=disk,
-        leases=tuple(catalog.held_leases()),
+        leases=leases,
     )
 
 
@@ -172,7 +176,9 @@ def _problems(
         yield "warn", f"{unsent} messages of place warnings wait for their webhook"
 
 
-def _system_problems(settings: Settings, disk: Disk) -> Iterator[str]:
+def _system_problems(settings: Settings, disk: Disk, nobody: bool) -> Iterator[str]:
+    if nobody:
+        yield "no live process is at work; a watchdog, where one is scheduled, does what is due"
     if disk.free is not None and disk.free / GB < settings.alerts.free_gb:
         yield f"only {disk.free / GB:.1f} GB are free on the disk of the root"
 

@@ -212,7 +212,11 @@ def test_status_says_what_is_wrong_the_worst_first(live, catalog, store, setting
 def test_a_good_day_is_good_and_an_archive_is_off(live, catalog, store, root):
     live.good_day("alfa", "brav")
     Live(catalog, "old").issued(900, kind="hindcast")
-    found = read_status(settings_for(root, DOMAIN, synthetic_domain("old")), store, catalog, NOW)
+    both = settings_for(root, DOMAIN, synthetic_domain("old"))
+    with catalog.lease("live"):
+        found = read_status(both, store, catalog, NOW)
+    nobody = read_status(both, store, catalog, NOW)
+    assert nobody.level == "warn" and nobody.headline.startswith("no live process is at work")
     assert {one.name: one.level for one in found.domains} == {"small": "good", "old": "off"}
     assert (found.level, found.headline) == ("good", "forecasts of the domain are on time")
     assert found.domains[1].verification_waiting == 139  # of those whose 40 minutes are over
