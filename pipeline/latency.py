@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
+from pipeline.lateness import MADE_UP_FOR
 
 # volumes are named up to so long before the instant whose frame they make, or after it
 NAMED_BEFORE = timedelta(hours=1)
@@ -71,13 +72,18 @@ class Spread:
 
 
 def latencies(catalog: Catalog, domain: str, start: datetime, end: datetime) -> list[Latency]:
-    """Of every issued product with a reference time in [start, end], rising."""
+    """Of every product that was issued in its time, with a reference time in [start, end], rising.
+
+    What was made up for after a pause, and reissues, tell nothing of how fast the system is.
+    """
     c, f, v = tables.cycles.c, tables.frames.c, tables.volumes.c
     first, last = times.seconds(start), times.seconds(end)
+    issued = c.domain == domain, c.kind == "issued", c.state == "published", c.reference_time.between(first, last)
+    in_time = c.revision == 1, c.cause.not_like(f"{MADE_UP_FOR}%")
     cycles = catalog.read(
         sa.select(c.reference_time, c.revision, c.issue_time, c.stages)
-        .where(c.domain == domain, c.kind == "issued", c.state == "published", c.reference_time.between(first, last))
-        .order_by(c.reference_time, c.revision)
+        .where(*issued, *in_time)
+        .order_by(c.reference_time)
     )
     if not cycles:
         return []

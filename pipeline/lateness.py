@@ -13,6 +13,9 @@ from pipeline.volume_frames import own_inputs
 
 # a radar is waited for if it was in so many of so many frames before
 ON_TIME, OF_FRAMES = 3, 4
+# who is at work starts a cycle this much after the deadline at most
+SLACK = timedelta(minutes=1)
+MADE_UP_FOR = "made up for"
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,11 @@ def decide(
         return Decision("missed", f"nothing was at work until {times.iso(now)}, which is too late for it")
     if now < deadline:
         return WAIT if lacking else Decision("due", "complete")
-    if from_seconds(frame["arrived_at"]) > deadline:
-        after = (from_seconds(frame["arrived_at"]) - time).total_seconds()
+    arrived = from_seconds(frame["arrived_at"])
+    if now - max(arrived, time) > deadline - time + SLACK:
+        return Decision("due", f"{MADE_UP_FOR}: nothing was at work at its time")
+    if arrived > deadline:
+        after = (arrived - time).total_seconds()
         return Decision("due", f"late: what its frame is made from came {after:.0f} s after its time")
     if lacking:
         return Decision("due", f"deadline: without {', '.join(sorted(lacking))}")

@@ -47,7 +47,8 @@ def decided(now_s, standing=None, found=None, of=None):
         (80, ("a",), ("wait", "")),
         (299, ("a",), ("wait", "")),
         (300, ("a",), ("due", "deadline")),
-        (1500, ("a",), ("due", "deadline")),
+        (420, ("a",), ("due", "deadline")),
+        (1500, ("a",), ("due", "made up for")),
         (1501, ("a",), ("missed", "nothing was at work until 2024-06-01T02")),
     ],
 )
@@ -91,3 +92,9 @@ def test_an_input_before_the_newest_frame_that_came_later_counts_too():
     assert decided(500, row("published", 310), found, domain(reissue=True)) == ("due", "reissue")
     found[T0 - 3 * STEP] = frame(T0 - 3 * STEP, "a", "b", framed=1800.0 + 400)  # no input
     assert decided(500, row("published", 450), found, domain(reissue=True)) == ("wait", "")
+
+
+def test_what_was_there_all_the_time_is_made_up_for():
+    assert decided(420) == ("due", "complete") and decided(421) == ("due", "made up for")
+    assert decided(360, found=frames("a", "b", arrived=-30.0)) == ("due", "complete")
+    assert decided(700, found=frames("a", "b", arrived=650.0, framed=660.0)) == ("due", "late")
