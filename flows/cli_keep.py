@@ -89,11 +89,12 @@ def explain(
     with errors_to_exit_codes():
         from pipeline import explain as explaining
         from pipeline import explain_text
-        from pipeline.operations import open_root
+        from pipeline.catalog import Catalog
+        from pipeline.storage import open_store
 
         settings = load_settings(config, changes)
         of = settings.domain(domain)
-        store, catalog = open_root(settings)
+        store, catalog = open_store(settings, reading=True), Catalog(settings.catalog, reading=True)
         found = explaining.explain(of, store, catalog, time, now())
         catalog.close()
         if as_json:

@@ -74,6 +74,9 @@ def _print(found: Any, held: Any, store: Any) -> None:
     stands = [alert for alert in found.alerts if alert["ended_at"] is None]
     named = ((a["domain"] or "system", a["kind"], a["subject"], f"({minutes(a['age_minutes'])})") for a in stands)
     out.print(f"alerts: {escape(', '.join(' '.join(filter(None, one)) for one in named)) or 'none'}", highlight=False)
+    if found.unnamed:
+        also = ", ".join(found.unnamed)
+        out.print(f"[yellow]note:[/] the root also holds {escape(also)}, which these settings do not name")
     out.print(f"disk: {disk_text(found.disk)}; at work: {escape(who(found.leases))}", highlight=False)
 
 

@@ -67,7 +67,11 @@ class DomainStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Everything, as of ``now``; the level is the worst of all, and the headline says why."""
+    """Everything, as of ``now``; the level is the worst of all, and the headline says why.
+
+    Attributes:
+        unnamed: domains with frames in the store that the settings do not name.
+    """
 
     now: datetime
     level: Level
@@ -77,6 +81,7 @@ class Status:
     alerts: tuple[Row, ...]
     disk: Disk
     leases: tuple[Row, ...]
+    unnamed: tuple[str, ...] = ()
 
 
 def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetime) -> Status:
@@ -106,6 +111,7 @@ def read_status(settings: Settings, store: Store, catalog: Catalog, now: datetim
         alerts=tuple(_alert(row, now) for row in rows),
         disk=disk,
         leases=leases,
+        unnamed=tuple(name for name in store.folders(store.root / "archive") if name not in settings.domains),
     )
 
 

@@ -333,3 +333,9 @@ def test_status_and_alerts_are_the_same_on_postgresql(store, settings, postgres_
         reading.close()
         catalog.close()
     assert found[0] == found[1] and found[0][1].level == "bad" and len(found[0][0]) == 2
+
+
+def test_data_of_domains_that_the_settings_do_not_name_are_mentioned(store, catalog, settings):
+    for name in ("small", "gone"):
+        store.archive(name).mkdir(parents=True)
+    assert read_status(settings, store, catalog, NOW).unnamed == ("gone",)
