@@ -12,7 +12,9 @@ import pytest
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # an open browser keeps an event loop at work, which changes what Prefect's calls return
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="`make test` installs playwright (extra `dev`)")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -44,7 +44,9 @@ class Live:
     def feed(self, since: int = 300, polled: datetime = NOW, fault: str = "", fault_at: datetime = NOW) -> None:
         at = fault_at.timestamp() if fault else 0.0
         first = times.seconds(AXIS - since * STEP)
-        self.write(tables.feeds, since=first, polled_at=polled.timestamp(), fault_at=at, fault=fault)
+        self.write(
+            tables.feeds, since=first, settled_until=first, polled_at=polled.timestamp(), fault_at=at, fault=fault
+        )
 
     def volume(self, before: int, radar: str = "alfa", arrives_s: float = 40, ends_s: float = 10, **changes) -> str:
         time = AXIS - before * STEP

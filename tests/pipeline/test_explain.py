@@ -90,7 +90,13 @@ def test_why_there_is_no_product(quick):
 
 def test_a_feed_that_is_live_tells_since_when_and_what_is_wrong_with_it(quick):
     catalog = Catalog(quick.catalog) if Store(quick.root) else None
-    row = {"domain": "small", "since": times.seconds(T0), "polled_at": NOW.timestamp(), "fault_at": NOW.timestamp()}
+    row = {
+        "domain": "small",
+        "since": times.seconds(T0),
+        "settled_until": times.seconds(T0),
+        "polled_at": NOW.timestamp(),
+        "fault_at": NOW.timestamp(),
+    }
     alert = {"domain": "small", "kind": "radar_silent", "subject": "home", "text": "no volume", "told": ""}
     with catalog.write() as connection:
         catalog.upsert(connection, tables.feeds, [row | {"fault": "the folder is gone"}])
