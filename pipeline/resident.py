@@ -32,7 +32,7 @@ def run_live(
 ) -> None:
     """Be the resident process until ``stop``; while another one is, stand by to take over.
 
-    What is begun when ``stop`` comes is finished.
+    Forecasts that are begun when ``stop`` comes are finished; a look at a feed is cut off, and done again later.
 
     Args:
         after: called with the outcomes of each batch.
