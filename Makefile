@@ -53,7 +53,7 @@ demo: setup
 	$(VENV)/bin/nowcast demo
 
 test: setup-dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

@@ -75,7 +75,6 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
     from prefect.states import Pending, Running
 
     from flows.up import _crash_lost_runs
@@ -104,7 +103,7 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
         assert watchdog.concurrency_options.collision_strategy.value == "CANCEL_NEW"
         assert watchdog.pull_steps in (None, []) and watchdog.path in (None, "", ".")
     # the server's scheduler: under SQLAlchemy 2.1 it fails, and nothing but its own log says so
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": watchdog.id}, json={"min_runs": 3})
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(deployment_id={"any_": [watchdog.id]}))
         assert len(runs) >= 3 and {run.state_name for run in runs} == {"Scheduled"}
