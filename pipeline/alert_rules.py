@@ -73,14 +73,17 @@ def fallback(domain: Domain, timeline: Timeline, alerts: Alerts) -> Iterator[Fin
         yield Finding(domain.name, "fallback", "", "unclear")
 
 
-def silent_radars(domain: Domain, feed: Feed, alerts: Alerts) -> Iterator[Finding]:
+def silent_radars(
+    domain: Domain, feed: Feed, since: datetime | None, now: datetime, alerts: Alerts
+) -> Iterator[Finding]:
     """A radar is silent while others are heard; if none is, that is one finding and not one per radar.
 
-    A composite has no radars; that it stays away is told as forecasts that are missing.
+    A composite has no radars; that it stays away is told as forecasts that are missing. What was heard before the
+    domain went live, at ``since``, says nothing until the limit has gone by.
     """
     radars = [radar for radar in feed.radars if radar.name != COMPOSITE]
     limit = alerts.radar_silent_minutes
-    if not limit or not radars:
+    if not limit or not radars or since is None or now - since < timedelta(minutes=limit):
         return
     newest = min(radar.age_minutes for radar in radars)
     if len(radars) > 1:

@@ -238,7 +238,9 @@ def open_bucket_store(settings: Settings, reading: bool) -> BucketStore:
         StoreUnavailable: see ``BucketStore``; or several machines may write, and the server ignores conditions.
     """
     bucket = Bucket(settings.s3, *split_uri(settings.store))
-    if not reading and not _keeps_conditions(bucket) and not settings.catalog.startswith("sqlite:"):
+    if reading:
+        bucket.check()  # that something is not there looks like a bucket that is not there
+    elif not _keeps_conditions(bucket) and not settings.catalog.startswith("sqlite:"):
         raise StoreUnavailable(
             f"store = {settings.store!r}: the server ignores the conditions of writes (If-Match), so two "
             "machines could overwrite each other's files, and a catalog in PostgreSQL is for several machines; use a "

@@ -237,7 +237,7 @@ def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
 
 
 def point_latest(store: Store, domain: Domain, row: Row) -> None:
-    """Move the hint to an issued product forward, never backward."""
+    """Move the hint to an issued product forward, to a later time or a reissue, never backward."""
     if row["kind"] != "issued":
         return
     path = store.latest(domain.name)
@@ -245,11 +245,15 @@ def point_latest(store: Store, domain: Domain, row: Row) -> None:
 
     def forward(standing: bytes | None) -> bytes | None:
         try:
-            if standing is not None and times.parse_time(json.loads(standing)["reference_time"]) >= time:
-                return None
+            if standing is not None:
+                there = json.loads(standing)
+                newest = times.parse_time(there["reference_time"]), there.get("revision", 1)
+                if newest >= (time, row["revision"]):
+                    return None
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged and is written again", path)
-        hint = {"reference_time": times.iso(time), "path": row["path"], "content_digest": row["content_digest"]}
+        hint = {"reference_time": times.iso(time), "revision": row["revision"]}
+        hint |= {"path": row["path"], "content_digest": row["content_digest"]}
         return (json.dumps(hint) + "\n").encode()
 
     store.update(path, forward)

@@ -1,5 +1,6 @@
 """The resident process, its watchdog, and who of them is at work: the holder of the lease ``live``."""
 
+import faulthandler
 import logging
 import threading
 from collections.abc import Callable
@@ -38,6 +39,9 @@ def run_live(
         after: called with the outcomes of each batch.
         emit: takes the events of alerts.
 
+    A step that lasts longer than ``live.stuck_after_s`` ends the whole process, with the stack of every thread in its
+    output: what hangs cannot be asked to stop, and whoever started the process starts it again.
+
     Raises:
         StoreUnavailable: at the start; later it is waited for.
     """
@@ -60,8 +64,12 @@ def run_live(
                             after(outcomes)
 
                         live = Live(settings, store, catalog, clock, intake, after=done)
-                        while not (stop.is_set() or lease.lost):
-                            stop.wait(_step(live))
+                        try:
+                            while not (stop.is_set() or lease.lost):
+                                faulthandler.dump_traceback_later(settings.live.stuck_after_s, exit=True, file=2)
+                                stop.wait(_step(live))
+                        finally:
+                            faulthandler.cancel_dump_traceback_later()
             except NowcastError as err:
                 log.warning("waiting: %s", err)
                 stop.wait(WAIT_S)

@@ -30,11 +30,14 @@ class Live(Frozen):
         poll_s: between two looks at a source.
         batch_wait_s: a due cycle waits at most so long for those of other domains, to go through the model together.
         ingest_processes: that take in data beside the forecasts; 0 takes it in in the process itself.
+        stuck_after_s: a step (a look at all feeds, or a batch) that lasts longer ends the process, which is then
+            started again.
     """
 
     poll_s: float = Field(2.0, ge=0.2, le=600)
     batch_wait_s: float = Field(5.0, ge=0, le=120)
     ingest_processes: int = Field(1, ge=0, le=64)
+    stuck_after_s: float = Field(900.0, ge=60, le=86400)
 
 
 class Alerts(Frozen):
@@ -87,7 +90,7 @@ class Settings(Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of networks; auto is a GPU where there is one")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions in forecasts")
     memory_mb: int = Field(4096, ge=64, description="memory of one pass of a network; larger grids go in tiles")
-    prefect_api_url: str = "http://127.0.0.1:4200/api"
+    prefect_api_url: str = Field("http://127.0.0.1:4200/api", pattern=r"^https?://[^\s/]+(/\S*)?/api/?$")
     live: Live = Live()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
@@ -151,6 +154,10 @@ def load(
     tree["catalog"] = _expand(str(tree.get("catalog", f"sqlite:///{root / 'catalog.sqlite'}")), "catalog", environment)
     if tree["catalog"].startswith("sqlite:///"):
         tree["catalog"] = f"sqlite:///{base / tree['catalog'].removeprefix('sqlite:///')}"
+    elif not re.match(r"postgres(ql(\+psycopg)?)?://", tree["catalog"]):
+        raise SettingsError(
+            f"catalog = {hide_secrets(tree['catalog'])!r}: expected sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        )
     for name, domain in (tree.get("domains") or {}).items():
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", name):
             raise SettingsError(
@@ -266,7 +273,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _flatten(tree: Mapping[str, Any], origin: str, prefix: str, into: dict[str, _Value]) -> None:
     for key, value in tree.items():
         if "." in key:
-            raise SettingsError(f"{prefix}{key} ({origin}): names are lower-case letters, digits, - and _")
+            raise SettingsError(f"{prefix}{key!r} ({origin}): names are lower-case letters, digits, - and _")
         if isinstance(value, dict) and value:
             _flatten(value, origin, f"{prefix}{key}.", into)
         else:

@@ -95,6 +95,7 @@ def _explained(objects: _Objects, key: str) -> Iterator[None]:
         raise StoreUnavailable(f"s3://{config.get('bucket')}/{prefix}/{key}: {reason}") from err
 
 
+@lru_cache(maxsize=32)
 def _client(access: S3Access, bucket: str, prefix: str) -> Any:
     """The same server, credentials, patience and retries as ``s3_client``'s, for many small objects at once."""
     from obstore.store import S3Store

@@ -218,7 +218,8 @@ def test_machines_see_the_warnings_of_the_other(stores, tmp_path):
 
 def test_latest_never_goes_back(stores, domain, monkeypatch):
     def row(n):
-        return {"kind": "issued", "reference_time": times.seconds(T0 + n * STEP), "path": str(n), "content_digest": ""}
+        time = times.seconds(T0 + n * STEP)
+        return {"kind": "issued", "reference_time": time, "revision": 1, "path": str(n), "content_digest": ""}
 
     def latest():
         return json.loads(stores[0].get(stores[0].latest("small")).read_text())["path"]

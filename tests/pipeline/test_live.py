@@ -205,6 +205,8 @@ def test_reissue_is_off_by_default_and_gives_a_further_revision_when_asked(tmp_p
                 and second["inputs_digest"] != first["inputs_digest"]
             )
             assert (office.settings.root / first["path"]).is_file() and second["path"].endswith("_r2.nc")
+            latest = json.loads((office.settings.root / "products/small/latest.json").read_text())
+            assert (latest["path"], latest["revision"]) == (second["path"], 2)
 
 
 def test_domains_go_together_but_a_late_one_is_not_waited_for_longer_than_allowed(tmp_path):

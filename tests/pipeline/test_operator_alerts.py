@@ -148,6 +148,15 @@ def test_a_feed_that_ends_is_one_alert_and_not_one_per_radar(live, catalog, stor
     assert sorted(back) == ["ended radar_silent all radars", "raised radar_silent r0"]
 
 
+def test_what_was_heard_before_a_domain_went_live_raises_no_alert(live, catalog, store, settings):
+    live.feed(since=1)
+    live.volume(9, "alfa")
+    live.volume(9, "brav")
+    early = [one for one in told(settings, store, catalog, NOW + 10 * MINUTE) if "radar" in one]
+    later = [one for one in told(settings, store, catalog, NOW + 20 * MINUTE) if "radar" in one]
+    assert not early and "raised radar_silent all radars" in later
+
+
 def test_a_radar_that_is_silent_for_days_stays_so_for_a_week(live, catalog, store, settings):
     live.good_day("alfa", "brav")
     silent_radar(live, True)

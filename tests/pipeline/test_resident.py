@@ -1,5 +1,6 @@
 """Who is at work: one live process, others stand by; and what is done beside it."""
 
+import os
 import threading
 import time
 
@@ -103,3 +104,21 @@ def test_a_look_does_all_it_can(office, monkeypatch):
     monkeypatch.setattr("pipeline.lookout.alerts.check", breaks)
     look(office.settings, office.store, office.catalog, office.clock)
     assert (office.settings.root / "status/index.html").is_file()
+
+
+def test_one_that_hangs_ends_and_says_where(office, monkeypatch, capfd):
+    live = office.settings.live.model_copy(update={"stuck_after_s": 1.0})
+    settings = office.settings.model_copy(update={"live": live})
+
+    def hang_on_the_line(live):
+        time.sleep(60)
+
+    monkeypatch.setattr(resident, "_step", hang_on_the_line)
+    child = os.fork()
+    if child == 0:
+        resident.run_live(settings, office.clock, threading.Event())
+        os._exit(0)
+    started = time.monotonic()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 1 and time.monotonic() - started < 30
+    assert "hang_on_the_line" in capfd.readouterr().err

@@ -74,6 +74,9 @@ def test_sample_data_variable_expands(config, tmp_path):
         ("root = ''\n", ["root = ''", "folder"]),
         ("[domains.'../evil']\ncadence_minutes = 10\n", ["../evil", "lower-case"]),
         ("threads = 'many'\n", ["threads", "many", "integer"]),
+        ("catalog = 'mysql://u:hidden@db/x'\n", ["catalog = 'mysql://u:***@db/x'", "postgresql://"]),
+        ("prefect_api_url = '127.0.0.1:4200'\n", ["prefect_api_url", "127.0.0.1:4200"]),
+        (DOMAIN + "model = ''\n", ["domains.here.model", "at least 1 character"]),
         ("x = [", ["not valid TOML"]),
     ],
 )  # fmt: skip
