@@ -14,7 +14,7 @@ from pipeline import catalog as tables
 from pipeline import nowcast, publish, times
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.domain import Domain
-from pipeline.errors import LeaseLost, NotForecast
+from pipeline.errors import LeaseLost, NotForecast, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
@@ -102,7 +102,8 @@ def _guarded(step: Callable[..., "_Claimed | Outcome"], one: Wanted, *arguments:
     except LeaseLost as err:
         return Outcome(one.reference_time, "held", reason=str(err), domain=one.domain.name)
     except Exception as err:
-        log.exception("the cycle failed")
+        # a full disk or a bucket that is gone is no fault of ours, and its words say all
+        log.error("the cycle failed: %s", err, exc_info=None if isinstance(err, StoreUnavailable) else err)
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         return Outcome(one.reference_time, "failed", reason=reason, domain=one.domain.name, error=err)
 
