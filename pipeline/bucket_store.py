@@ -173,12 +173,13 @@ class BucketStore(Store):
             for found in readers.map(lambda key: self.bucket.read(key, MOST_BYTES), keys):
                 yield from whole_lines((found or (b"", ""))[0].decode("utf-8"))
 
-    def read_journal(self) -> Iterator[dict[str, Any]]:
+    def read_journal(self, first_day: str = "") -> Iterator[dict[str, Any]]:
         """In the order of their times."""
         journal = self.root / "journal"
         files = {path.stem for path in self.glob(journal, "*.jsonl")}
         for day in sorted(files | set(self.folders(journal))):
-            yield from self.read_lines(journal / f"{day}.jsonl")
+            if day >= first_day:
+                yield from self.read_lines(journal / f"{day}.jsonl")
 
     def _bring(self, path: Path, etag: str) -> bool:
         """Have a copy of that version, or of a newer one; False if the object is gone."""

@@ -5,7 +5,7 @@ Everything is read from catalog, stores and journal; nothing is changed. ``pipel
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -310,7 +310,8 @@ def _entries(store: Store, domain: Domain, time: datetime, first: datetime, volu
     names = {f"{kind} {times.iso(time)}" for kind in ("issued", "hindcast")}
     days = {f"{first:%Y-%m-%d}", f"{time:%Y-%m-%d}"}
     found = []
-    for entry in store.read_journal():
+    # nothing is told of a time long before it, and a journal grows for years
+    for entry in store.read_journal(f"{first - timedelta(days=2):%Y-%m-%d}"):
         of_cycle = entry.get("cycle", {})
         if entry.get("domain", of_cycle.get("domain")) != domain.name:
             continue

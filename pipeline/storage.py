@@ -319,10 +319,11 @@ class Store:
         if path.is_file():
             yield from whole_lines(path.read_text(encoding="utf-8"))
 
-    def read_journal(self) -> Iterator[dict[str, Any]]:
-        """Every entry, oldest first."""
+    def read_journal(self, first_day: str = "") -> Iterator[dict[str, Any]]:
+        """Every entry, oldest first; or those since a day, as 2026-01-31."""
         for path in self.glob(self.root / "journal", "*.jsonl"):
-            yield from self.read_lines(path)
+            if path.stem >= first_day:
+                yield from self.read_lines(path)
 
 
 def whole_lines(text: str) -> Iterator[dict[str, Any]]:

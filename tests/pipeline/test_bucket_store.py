@@ -353,6 +353,8 @@ def test_the_journal_of_all_machines_in_order(stores, bucket):
     stores[0].append_journal(NOW, {"n": 0})  # told again
     bucket.put(b'{"n": -1}\n{"cut of', f"journal/{NOW:%Y-%m-%d}.jsonl")  # of the folder that the bucket was before
     assert [entry["n"] for entry in stores[1].read_journal()] == [-1, 0, 1, 2, 3]
+    tomorrow = f"{NOW + timedelta(days=1):%Y-%m-%d}"
+    assert [entry["n"] for entry in stores[1].read_journal(tomorrow)] == [n for n in range(4) if 9 * n >= 24]
 
 
 def test_a_model_trained_on_one_machine_is_found_by_the_other(stores):
