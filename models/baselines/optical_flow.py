@@ -1,5 +1,7 @@
 """Optical flow: estimate the motion, then carry the newest frame along it (semi-Lagrangian, backward)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -8,32 +10,30 @@ from models.contract import Prediction
 from models.layers.warp import pixel_grid, sample
 
 
-def extrapolate(last: Tensor, observed: Tensor, motion: Tensor, leads: int) -> Prediction:
-    """Advect the newest frame along a steady motion.
+def departures(observed: Tensor, motion: Tensor, leads: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where the rain of each cell was at the reference time, lead by lead, if it follows a steady motion.
 
     Each lead follows the trajectory one frame further back by the midpoint rule (as pysteps' semi-Lagrangian scheme,
-    Germann and Zawadzki 2002). A trajectory that would leave the observed area stops at the last observed point: its
-    value stands for the inflow and is flagged, so that every cell has a value.
+    Germann and Zawadzki 2002). A trajectory that would leave the observed area stops at the last observed point.
 
     Args:
-        last: (batch, channel, height, width), 0-1.
-        observed: (batch, 1, height, width) bool.
+        observed: (batch, 1, height, width) bool, at the reference time.
         motion: (batch, 2, height, width) pixels per frame.
+
+    Yields:
+        Position (batch, 2, height, width) in columns and rows, and (batch, 1, height, width) bool: True where it
+        stopped at the edge, or began outside.
     """
-    height, width = last.shape[-2:]
-    edge = torch.tensor((width - 1.0, height - 1.0), device=last.device).view(1, 2, 1, 1)
-    holes = not bool(observed.all())
-    covered = observed.to(last.dtype)
-    # sampled together; next to a hole the unobserved neighbours must not count as dry
-    source = torch.cat((last * covered, covered), dim=1) if holes else last
+    height, width = observed.shape[-2:]
+    edge = torch.tensor((width - 1.0, height - 1.0), device=motion.device).view(1, 2, 1, 1)
+    covered = None if bool(observed.all()) else observed.to(motion.dtype)
 
     def seen(there: Tensor, n: slice) -> Tensor:
         inside = ((there >= 0) & (there <= edge)).all(dim=1, keepdim=True)
-        return inside & (sample(covered[n], there) > 0.5) if holes else inside
+        return inside if covered is None else inside & (sample(covered[n], there) > 0.5)
 
-    position = pixel_grid(last).repeat(last.shape[0], 1, 1, 1)
+    position = pixel_grid(motion).repeat(motion.shape[0], 1, 1, 1)
     outside = ~observed
-    values, flags = [], []
     for _ in range(leads):
         half = position - 0.5 * sample(motion, position)
         step = sample(motion, half)
@@ -50,8 +50,38 @@ def extrapolate(last: Tensor, observed: Tensor, motion: Tensor, leads: int) -> P
                 reach += share * seen(start - (reach + share) * way, slice(n, n + 1))
             there[n][:, row, column] = (start - reach * way)[0, :, 0]
         position = there
-        value = sample(source, position)
-        values.append(value[:, :-1] / value[:, -1:].clamp_min(0.5) if holes else value)
+        yield position, outside
+
+
+def carried(field: Tensor, observed: Tensor, position: Tensor) -> Tensor:
+    """Bilinear values of a field at departure points; next to a hole the unobserved neighbours do not count as dry.
+
+    Args:
+        field: (batch, channel, height, width).
+        observed: (batch, 1, height, width) bool.
+        position: (batch, 2, height, width), see ``departures``.
+    """
+    if bool(observed.all()):
+        return sample(field, position)
+    covered = observed.to(field.dtype)
+    value = sample(torch.cat((field * covered, covered), dim=1), position)
+    return value[:, :-1] / value[:, -1:].clamp_min(0.5)
+
+
+def extrapolate(last: Tensor, observed: Tensor, motion: Tensor, leads: int) -> Prediction:
+    """Advect the newest frame along a steady motion, see ``departures``.
+
+    Where a trajectory left the observed area, the value at the edge stands for the inflow and is flagged, so that every
+    cell has a value.
+
+    Args:
+        last: (batch, channel, height, width), 0-1.
+        observed: (batch, 1, height, width) bool.
+        motion: (batch, 2, height, width) pixels per frame.
+    """
+    values, flags = [], []
+    for position, outside in departures(observed, motion, leads):
+        values.append(carried(last, observed, position))
         flags.append(outside)
     return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1))
 
