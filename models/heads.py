@@ -1,4 +1,4 @@
-"""What the outputs of a network mean: pixel values, classes of rain rate, or rain and no rain."""
+"""What the outputs of a network mean: pixel values, classes or levels of rain rate, or rain and no rain."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.contract import Prediction
 
-KINDS = ("value", "clipped", "categorical", "segmentation")
+KINDS = ("value", "clipped", "categorical", "segmentation", "ordinal")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Head:
 
     ``value`` is linear: clipped to 0-1 in forecasts, not in the loss. ``clipped`` is clipped in both.
     ``categorical`` gives the first channel (rain) as logits of the classes below, between and above the ``levels``;
-    ``segmentation`` gives one logit of rain at or above its only level. Further channels stay values.
+    ``segmentation`` gives one logit of rain at or above its only level; ``ordinal`` one logit for each level, that
+    it is reached, and after them the mean, so that neither has to serve for the other. Further channels stay values.
 
     Attributes:
         kind: one of ``KINDS``.
@@ -32,8 +33,9 @@ class Head:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"head {self.kind!r}: there are {', '.join(KINDS)}")
-        wanted = {"segmentation": "one level", "categorical": "at least one level"}.get(self.kind, "no levels")
-        fits = {"segmentation": len(self.levels) == 1, "categorical": len(self.levels) >= 1}
+        some = "at least one level"
+        wanted = {"segmentation": "one level", "categorical": some, "ordinal": some}.get(self.kind, "no levels")
+        fits = {"segmentation": len(self.levels) == 1, "categorical": bool(self.levels), "ordinal": bool(self.levels)}
         if not fits.get(self.kind, not self.levels):
             raise ValueError(f"a {self.kind} head takes {wanted}, got {list(self.levels)}")
         if list(self.levels) != sorted(set(self.levels)) or any(not 0 < level < 1 for level in self.levels):
@@ -42,11 +44,17 @@ class Head:
     @property
     def logits(self) -> int:
         """Raw channels that describe the first channel; 0 if that is a value."""
-        return {"categorical": len(self.levels) + 1, "segmentation": 1}.get(self.kind, 0)
+        counts = {"categorical": len(self.levels) + 1, "segmentation": 1, "ordinal": len(self.levels)}
+        return counts.get(self.kind, 0)
+
+    @property
+    def described(self) -> int:
+        """Raw channels that say anything of the first channel."""
+        return self.logits + 1 if self.kind == "ordinal" else self.logits or 1
 
     def outputs(self, channels: int) -> int:
         """Raw channels of a network with so many pixel channels."""
-        return channels if not self.logits else self.logits + channels - 1
+        return self.described + channels - 1
 
     def exceedance(self, raw: Tensor) -> Tensor:
         """Probability of each level or more.
@@ -60,17 +68,22 @@ class Head:
         logits = raw[..., : self.logits, :, :].float()
         if self.kind == "segmentation":
             return torch.sigmoid(logits)
+        if self.kind == "ordinal":  # a level is not reached more often than those below it
+            return torch.sigmoid(logits.cummin(dim=-3).values)
         above = logits.softmax(dim=-3).flip(-3).cumsum(dim=-3).flip(-3)
         return above[..., 1:, :, :].clamp(0, 1)
 
     def values(self, raw: Tensor) -> Tensor:
         """Pixel values (..., channels, height, width), 0-1: of classes the expected value.
 
-        A class stands for its middle, the lowest for no echo, rain of a segmentation for its level.
+        A class stands for its middle, the lowest for no echo, rain of a segmentation for its level; an ordinal head has
+        its own.
         """
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if not self.logits:
             return raw.clamp(0.0, 1.0)
+        if self.kind == "ordinal":
+            return raw[..., self.logits :, :, :].clamp(0.0, 1.0)
         middles = [(a + b) / 2 for a, b in zip(self.levels, (*self.levels[1:], 1.0), strict=True)]
         if self.kind == "segmentation":
             middles = list(self.levels)

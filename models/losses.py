@@ -73,7 +73,30 @@ def cross_entropy(raw: Tensor, target: Tensor, observed: Tensor, head: Head) -> 
         p = raw[:, :, :1].clamp(1e-4, 1 - 1e-4)
         entropy = -(first * p.log() + (1 - first) * (1 - p).log())
     total = Total(torch.where(seen, entropy, 0.0).sum(), seen.sum().to(raw.dtype))
-    return _with_other_channels(total, raw, target, observed, head.logits or 1)
+    return _with_other_channels(total, raw, target, observed, head.described)
+
+
+def ordinal(raw: Tensor, target: Tensor, observed: Tensor, head: Head) -> Total:
+    """Cross-entropy of reaching each level, and ten times the squared error of the mean.
+
+    The n-th level counts n times, since heavy rain is rare. A pixel reaches a level that it is rounded to.
+
+    Raises:
+        ValueError: the head is not ordinal.
+    """
+    if head.kind != "ordinal":
+        raise ValueError(f"this loss is for an ordinal head, not {head.kind!r}")
+    count = head.logits
+    seen = observed.expand_as(target[:, :, :1])
+    first = torch.where(seen, target[:, :, :1], 0.0)
+    borders = torch.tensor(head.levels, device=raw.device).view(-1, 1, 1) - 0.5 / 255
+    reached = (first >= borders).to(raw.dtype)
+    entropy = F.binary_cross_entropy_with_logits(raw[:, :, :count], reached, reduction="none")
+    entropy = entropy * torch.arange(1, count + 1, device=raw.device).view(-1, 1, 1)
+    error = raw[:, :, count : count + 1] - first
+    both = entropy.sum(dim=2, keepdim=True) + 10 * error**2
+    total = Total(torch.where(seen, both, 0.0).sum(), seen.sum().to(raw.dtype))
+    return _with_other_channels(total, raw, target, observed, head.described)
 
 
 def dice(raw: Tensor, target: Tensor, observed: Tensor, head: Head) -> Total:
@@ -122,7 +145,7 @@ def sharpened(raw: Tensor, target: Tensor, observed: Tensor, base: Loss, weight:
     return Total(main.sum + weight * edges.sum / 2, main.weight)  # each pixel has two gradients
 
 
-NAMES = ("balanced", "mse", "mae", "mse_mae", "cross_entropy", "dice", "backward_mse")
+NAMES = ("balanced", "mse", "mae", "mse_mae", "cross_entropy", "ordinal", "dice", "backward_mse")
 
 
 def mse_mae(raw: Tensor, target: Tensor, observed: Tensor) -> Total:
@@ -152,13 +175,17 @@ def named(name: str, head: Head, levels: Sequence[float], gradient_weight: float
     others: dict[str, Loss] = {
         "cross_entropy": functools.partial(cross_entropy, head=head),
         "dice": functools.partial(dice, head=head),
+        "ordinal": functools.partial(ordinal, head=head),
     }
     if name not in NAMES:
         raise ValueError(f"no loss {name!r}; there are {', '.join(NAMES)}")
     if head.logits and name in values:
-        raise ValueError(f"a {head.kind} head is trained with cross_entropy or dice, not {name}")
+        fits = {"segmentation": "cross_entropy or dice", "ordinal": "ordinal"}.get(head.kind, "cross_entropy")
+        raise ValueError(f"a {head.kind} head is trained with {fits}, not {name}")
     if name == "dice" and head.kind != "segmentation":
         raise ValueError(f"the Dice loss is for a segmentation head, not {head.kind!r}")
+    if (name == "ordinal") != (head.kind == "ordinal"):
+        raise ValueError(f"the ordinal loss is for an ordinal head, and that for no other; the head is {head.kind!r}")
     loss = {**values, **others}[name]
     if gradient_weight and head.logits:
         raise ValueError("a gradient difference needs a head that gives values")

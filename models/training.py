@@ -24,7 +24,7 @@ from models.adversarial import Adversary
 from models.losses import Loss, mae, mse
 from models.metrics import write_metrics
 from models.networks.network import Network
-from models.training_config import TrainingConfig, learning_rate, taught
+from models.training_config import TrainingConfig, learning_rate, picked_leads, taught
 from models.training_state import Progress
 from models.windows import TRAIN, VALIDATION, Samples
 
@@ -39,21 +39,28 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.loss, self.config = network, loss, config
 
-    def forward(self, pixels: Tensor, observed: Tensor, taught: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pixels: Tensor, observed: Tensor, taught: Tensor | None, picked: list[int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and weight of the loss, and the raw forecast.
 
         Args:
             pixels: (batch, time, channel, height, width) uint8.
             observed: (batch, time, 1, height, width) bool.
             taught: (batch, leads) bool, see ``Network.roll_out``; None feeds as the configuration says.
+            picked: the only leads to make and to compare; None is all.
         """
         frames = pixels.float() / 255
-        past, future = frames.split((self.config.input_frames, self.config.lead_frames), dim=1)
+        sizes = (self.config.input_frames, self.config.lead_frames)
+        (past, future), (before, seen) = frames.split(sizes, dim=1), observed.split(sizes, dim=1)
         teacher = None if self.config.feed == "own" or not torch.is_grad_enabled() else future
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.config.bf16):
-            raw = self.network.roll_out(past, self.config.lead_frames, teacher, None if teacher is None else taught)
+            fed = None if teacher is None else taught
+            raw = self.network.roll_out(past, self.config.lead_frames, teacher, fed, before, picked)
         raw = raw.float()
-        total = self.loss(raw, future, observed[:, self.config.input_frames :])
+        if picked is not None:
+            future, seen = future[:, picked], seen[:, picked]
+        total = self.loss(raw, future, seen)
         return total.sum, total.weight, raw
 
 
@@ -82,13 +89,15 @@ def train(
         learning_rate, seconds.
 
     Raises:
-        ValueError: no training samples; a teacher for a network that takes none; a state of another run; a loss that
-            is not finite.
+        ValueError: no training samples; a teacher for a network that takes none; some leads of one that makes all, or
+            with an adversary, which judges whole sequences; a state of another run; a loss that is not finite.
     """
     if not samples.count(TRAIN):
         raise ValueError("there are no training samples")
     if config.feed != "own" and not network.takes_teacher:
         raise ValueError(f"{type(network).__name__} does not feed on its output; train it with feed 'own'")
+    if config.leads_in_step and (not network.picks_leads or config.adversarial):
+        raise ValueError(f"{type(network).__name__} is trained on all leads at once; leave leads_in_step 0")
     run = _Run(network, samples, loss, config)
     told = {**asdict(config), **(about or {}), "processes": run.world}
     del told["minutes"]  # a run may be lengthened
@@ -177,7 +186,8 @@ class _Run:
         """Forward and back; returns sum and weight of the loss."""
         config = self.config
         pixels, observed = load_batch(self.samples, TRAIN, numbers, self.device)
-        total, weight, raw = self.objective(pixels, observed, taught(step, numbers, config, self.device))
+        fed, picked = taught(step, numbers, config, self.device), picked_leads(step, config)
+        total, weight, raw = self.objective(pixels, observed, fed, picked)
         if self.adversary is None:
             total.backward()
             return torch.stack((total.detach(), weight))

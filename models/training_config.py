@@ -29,6 +29,8 @@ class TrainingConfig:
         patience: validations without gain after which it stops.
         minutes: time after which it stops.
         seed: of the weights (by the caller), the samples and the scheduled sampling.
+        leads_in_step: so many leads, drawn anew in each step, the earlier ones more often, are made and learnt from, by
+            networks that can make some only; 0 is all.
         bf16: convolutions and products in bfloat16; weights and loss stay float32.
         adversarial: weight of the adversarial term; 0 is none.
     """
@@ -47,6 +49,7 @@ class TrainingConfig:
     patience: int = 10
     minutes: float = 1e9
     seed: int = 0
+    leads_in_step: int = 0
     bf16: bool = False
     adversarial: float = 0.0
 
@@ -64,6 +67,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.adversarial < math.inf or self.seed < 0:
             raise ValueError(f"adversarial and seed must not be negative, got {self.adversarial} and {self.seed}")
+        if not 0 <= self.leads_in_step <= self.lead_frames:
+            raise ValueError(f"leads_in_step must be 0 to {self.lead_frames}, got {self.leads_in_step}")
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -72,6 +77,16 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         return config.learning_rate
     least = config.learning_rate / 20
     return least + (config.learning_rate - least) * (1 + math.cos(math.pi * (step - 1) / config.steps)) / 2
+
+
+def picked_leads(step: int, config: TrainingConfig) -> list[int] | None:
+    """Numbers of the leads that a step learns from; None is all."""
+    if not config.leads_in_step:
+        return None
+    weights = np.linspace(1.5, 0.5, config.lead_frames)
+    rng = np.random.default_rng((config.seed, 3, step))
+    drawn = rng.choice(config.lead_frames, config.leads_in_step, replace=False, p=weights / weights.sum())
+    return [int(k) for k in np.sort(drawn)]
 
 
 def taught(step: int, numbers: range, config: TrainingConfig, device: torch.device) -> Tensor | None:

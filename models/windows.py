@@ -88,10 +88,10 @@ class Windows:
         time = slice(first, first + self.length)
         crop = np.s_[..., top : top + self.crop, left : left + self.crop]
         pixels, observed = one.pixels[time][crop], one.observed[time][crop]
-        return Sample(_turned(np.where(observed[:, None], pixels, 0), turns, flip), _turned(observed, turns, flip))
+        return Sample(turned(np.where(observed[:, None], pixels, 0), turns, flip), turned(observed, turns, flip))
 
 
-def _turned(window: NDArray[Any], turns: int, flip: bool) -> NDArray[Any]:
+def turned(window: NDArray[Any], turns: int, flip: bool) -> NDArray[Any]:
     """Quarter turns of (..., height, width), then perhaps a mirror image."""
     window = np.rot90(window, turns, axes=(-2, -1))
     return window[..., ::-1] if flip else window

@@ -13,6 +13,7 @@ from models.networks.dynamic_conv_net import DynamicConvConfig, DynamicConvNet
 from models.networks.dynamic_filter_net import DynamicFilterConfig, DynamicFilterNet
 from models.networks.encoder_forecaster import EncoderForecaster, EncoderForecasterConfig
 from models.networks.fc_lstm import FCLSTM, FCLSTMConfig
+from models.networks.growth_decay import GrowthDecayConfig, GrowthDecayNet
 from models.networks.network import Network
 from models.networks.strided_gru import StridedGRU, StridedGRUConfig
 from models.networks.unet import UNet, UNetConfig
@@ -93,6 +94,10 @@ ZOO: dict[str, Entry] = {
     "unet_dilated": _unet("the same, residual and dilated blocks", residual=True, dilated=True),
     "unet_segmentation": _unet(
         "EddyNet (Lguensat et al. 2017): rain or no rain, from 0.5 mm/h", head="segmentation", levels=RAIN_CLASSES[:1]
+    ),
+    "growth_decay": Entry(
+        "ours, after Ritvanen et al. 2023; in the moving frame", GrowthDecayNet, GrowthDecayConfig(levels=RAIN_CLASSES),
+        (3, 12, 128, 128),
     ),
     "advection_diffusion": Entry(
         "de Bezenac et al. 2018", AdvectionDiffusionNet, AdvectionDiffusionConfig(), _OURS

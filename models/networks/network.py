@@ -1,5 +1,6 @@
 """What all networks share: input checks, padding to the grid they need, heads, and the contract's ``forward``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,14 @@ class Network(nn.Module):
         min_frames: input frames it needs; more are welcome.
         min_side: smallest height and width.
         takes_teacher: feeds on its last output, so that true frames can be fed in its place during training.
+        picks_leads: can make some of its leads only, which is cheaper in training.
     """
 
     min_frames = 1
     min_side = 1
     multiple = 1
     takes_teacher = False
+    picks_leads = False
 
     def __init__(self, channels: int, head: Head) -> None:
         super().__init__()
@@ -48,10 +51,16 @@ class Network(nn.Module):
         """
         sizes = {"channels": self.channels, "min_frames": self.min_frames, "min_side": self.min_side}
         check_input(frames, observed, leads, **sizes)
-        return self.output.prediction(self.roll_out(frames * observed, leads))
+        return self.output.prediction(self.roll_out(frames * observed, leads, observed=observed))
 
     def roll_out(
-        self, frames: Tensor, leads: int, teacher: Tensor | None = None, taught: Tensor | None = None
+        self,
+        frames: Tensor,
+        leads: int,
+        teacher: Tensor | None = None,
+        taught: Tensor | None = None,
+        observed: Tensor | None = None,
+        picked: Sequence[int] | None = None,
     ) -> Tensor:
         """Raw outputs, for the loss.
 
@@ -61,6 +70,8 @@ class Network(nn.Module):
             teacher: (batch, leads, channel, height, width) true frames fed instead of the own output (Wu's
                 training); None feeds the own, clipped output (Wu's inference).
             taught: (batch, leads) bool: where the true frame is fed (scheduled sampling); None is everywhere.
+            observed: (batch, time, 1, height, width) bool, for networks that look at it; None is all.
+            picked: rising numbers of the only leads to make, from 0; None is all.
 
         Returns:
             (batch, leads, outputs of the head, height, width).
@@ -75,7 +86,10 @@ class Network(nn.Module):
         if teacher is not None and tuple(teacher.shape) != wanted:
             raise ValueError(f"the teacher must be {wanted}, got {tuple(teacher.shape)}")
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        feed = Feed(teacher, taught, (height, width), padding)
+        if picked is not None and not self.picks_leads:
+            raise ValueError(f"{type(self).__name__} makes all its leads, or none")
+        covered = None if observed is None else F.pad(observed.to(frames.dtype), padding)
+        feed = Feed(teacher, taught, (height, width), padding, covered, picked)
         return self.unroll(F.pad(frames, padding), leads, feed)[..., :height, :width]
 
     def unroll(self, frames: Tensor, leads: int, feed: "Feed") -> Tensor:
@@ -88,12 +102,18 @@ class Feed:
     """What enters after each lead, on the padded grid: the own output, the true frame, or as ``taught`` says.
 
     The padding stays "no echo", whatever a network makes there, so that it does not flow back into the picture.
+
+    Attributes:
+        observed: (batch, time, 1, height, width), 1 where a cell was observed, 0 elsewhere; None is all.
+        picked: the only leads to make; None is all.
     """
 
     teacher: Tensor | None
     taught: Tensor | None
     size: tuple[int, int]
     padding: tuple[int, int, int, int]
+    observed: Tensor | None = None
+    picked: Sequence[int] | None = None
 
     @property
     def known(self) -> Tensor | None:
