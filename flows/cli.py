@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import cli_info, cli_keep, cli_serve, cli_status, console
+from flows import cli_dataset, cli_info, cli_keep, cli_serve, cli_status, console
 from flows.cli_options import (
     AsJson,
     Changes,
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.command()(cli_serve.up)
 app.command()(cli_serve.live)
 app.command()(cli_status.status)
+app.add_typer(cli_dataset.dataset_app, name="dataset")
 app.add_typer(cli_info.networks_app, name="networks")
 app.add_typer(cli_info.models_app, name="models")
 app.add_typer(cli_info.catalog_app, name="catalog")

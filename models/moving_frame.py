@@ -1,0 +1,131 @@
+"""A network of the moving frame as a forecasting method: rain is carried along its motion, and corrected on the way.
+
+The motion is that of optical flow. Past frames are taken from where the rain was, so that rain which only moves stands
+still; the network forecasts there, on the common grid of ``models.moving_windows``; each lead is carried to where the
+rain will be. So one network serves cadences of 5, 6 and 10 minutes and cells of one and two kilometres.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.baselines.motion import estimate_motion
+from models.baselines.optical_flow import carried, departures
+from models.contract import Prediction, check_input
+from models.moving_windows import Rain, every, thinned
+from models.networks.network import Network
+
+# how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
+SURE = 60.0
+HALF = 0.5 / 255
+
+
+class MovingFrame(nn.Module):
+    """See ``models.contract.Method``; one channel.
+
+    A network with an ordinal head decides which cells reach a level, see ``composed``; one that gives values is carried
+    as it is.
+
+    Args:
+        network: trained on ``MovingWindows``.
+        cadence_minutes, spacing_m: of the frames it will get.
+        rain: what their pixels mean.
+    """
+
+    def __init__(self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain) -> None:
+        super().__init__()
+        self.network, self.rain = network, rain
+        self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
+        self.min_frames = max(4, self.step * (network.min_frames - 1) + 1)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Pixel values (0-1) of these frames whose exceedance is given."""
+        levels = torch.tensor(self.network.output.levels)
+        return tuple(float(v) for v in torch.floor(self.rain.own(levels) * 255 + 0.5) / 255)
+
+    def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
+        """See ``models.contract.Method``.
+
+        Raises:
+            TypeError, ValueError: see ``models.contract.check_input``.
+        """
+        check_input(frames, observed, leads, channels=1, min_frames=self.min_frames, min_side=16)
+        motion = estimate_motion(frames[:, :, 0], observed[:, :, 0])
+        count = self.network.min_frames
+        seen_now, last = observed[:, -1], frames[:, -1] * observed[:, -1]
+        way = list(departures(seen_now, motion, max(leads, self.step * (count - 1))))
+        past, covered = [last], [seen_now]
+        for n in range(self.step, self.step * count, self.step):
+            there = way[n - 1][0]
+            past.insert(0, carried(frames[:, -1 - n] * observed[:, -1 - n], observed[:, -1 - n], there))
+            covered.insert(0, seen_now & ~way[n - 1][1])
+        knots = self._knots(torch.stack(past, dim=1), torch.stack(covered, dim=1), -(-leads // self.step))
+        values, flags, chances = [], [], []
+        for n, (there, outside) in enumerate(way[:leads], start=1):
+            early, share = divmod(n / self.step, 1.0)
+            raw = (
+                knots[:, int(early)] if not share else torch.lerp(knots[:, int(early)], knots[:, int(early) + 1], share)
+            )
+            raw = carried(raw, torch.ones_like(seen_now), there)
+            if self.network.output.logits:
+                moved = carried(last, seen_now, there)
+                chances.append(self.network.output.exceedance(raw))
+                values.append(composed(moved, chances[-1], seen_now, self.levels))
+            else:
+                values.append(self.rain.own(self.network.output.values(raw)))
+            flags.append(outside)
+        exceedance = torch.stack(chances, dim=1) if chances else None
+        return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1), exceedance)
+
+    def _knots(self, past: Tensor, covered: Tensor, leads: int) -> Tensor:
+        """Raw outputs at 0, 1, 2, ... common steps, on the grid of the frames."""
+        height, width = past.shape[-2:]
+        seen = covered.to(past.dtype)
+        fine = self.rain.common(past) * seen
+        if self.thin > 1:
+            padding = (0, -width % self.thin, 0, -height % self.thin)
+            pooled = [F.avg_pool2d(F.pad(part.flatten(1, 2), padding), self.thin) for part in (fine, seen)]
+            values, weight = (part.unsqueeze(2) for part in pooled)
+            fine, covered = values / weight.clamp_min(0.25), weight > 0.5
+        raw = self.network.roll_out(fine * covered, leads, observed=covered)
+        now = fine[:, -1:]
+        if self.network.output.logits:
+            levels = torch.tensor(self.network.output.levels, device=now.device).view(-1, 1, 1)
+            now = torch.cat((SURE * (now - levels), now), dim=2)
+        raw = torch.cat((now, raw), dim=1).float()
+        if self.thin > 1:
+            batch, count = raw.shape[:2]
+            raw = F.interpolate(raw.flatten(0, 1), scale_factor=float(self.thin), mode="bilinear", align_corners=False)
+            raw = raw[..., :height, :width].unflatten(0, (batch, count))
+        return raw
+
+
+def composed(moved: Tensor, exceedance: Tensor, seen: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """The moved frame, clipped to the classes that the network finds likely: rain keeps its texture.
+
+    A level is reached where its chance is highest, in as many cells as reach it in the moved frame. So how much rain
+    there is comes from the newest frame, which holds in weather that the network never saw, and where it is from the
+    network.
+
+    Args:
+        moved: (batch, 1, height, width), 0-1.
+        exceedance: (batch, level, height, width).
+        seen: (batch, 1, height, width) bool: cells that count.
+        levels: pixel values of the levels, whole 255ths.
+    """
+    made = []
+    for field, chances, here in zip(moved[:, 0], exceedance, seen[:, 0], strict=True):
+        low, high = torch.zeros_like(field), torch.full_like(field, levels[0] - 2 * HALF)
+        reached = here
+        for level, after, chance in zip(levels, (*levels[1:], 1.0 + 2 * HALF), chances, strict=True):
+            count = int(((field >= level - HALF) & here).sum())
+            if not count:
+                break
+            among = chance[here]
+            cut = among.kthvalue(len(among) - count + 1).values
+            reached = reached & (chance >= cut)
+            low = torch.where(reached, level, low)
+            high = torch.where(reached, after - 2 * HALF, high)
+        made.append(torch.minimum(torch.maximum(field, low), high))
+    return torch.stack(made).unsqueeze(1)
