@@ -40,6 +40,7 @@ class Card:
         spacing_m: smallest and largest grid spacing it was trained for.
         product: what one frame is (``surface_rain``), or what its channels are.
         sha256: checksum of the weights file.
+        moving: it forecasts in the moving frame, see ``models.moving_frame``.
         limits: what a user of its forecasts should know; goes into every product.
         training: command, seed, data, period, duration, scores; free text and numbers for people.
     """
@@ -53,6 +54,7 @@ class Card:
     spacing_m: list[float]
     product: str | list[str]
     sha256: str = ""
+    moving: bool = False
     limits: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -88,6 +90,7 @@ class Card:
     def checksum(self) -> str:
         """SHA-256 of everything that changes a forecast: weights, architecture and scale."""
         parts = [self.sha256, self.network, self.network_config, self.dbz_min, self.dbz_max, self.product]
+        parts += ["moving"] * self.moving
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """``python -m models.training``: train on exported data where torch, numpy and safetensors are.
 
-nowcast train DOMAIN --data-only DATA        # where the archive is
+nowcast dataset build DATA DOMAIN...         # where the archive is; in the moving frame, or
+nowcast train DOMAIN --data-only DATA        # in the fixed frame
 python -m models.training DATA --out model   # here; or: torchrun --nproc-per-node 4 -m models.training ...
 """
 
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models import losses, zoo
+from models import dataset, losses, zoo
 from models.checkpoint import CheckpointError
 from models.forecaster import resolved_device
-from models.recipe import About, Recipe, make
+from models.recipe import About, Made, Recipe, make, make_moving
 from models.training import Report
 from models.training_config import FEEDS, TrainingConfig
 from models.windows import load_series
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     task = TrainingConfig()
-    given.add_argument("data", type=Path, help="folder that `nowcast train --data-only` wrote")
+    given.add_argument("data", type=Path, help="folder that `nowcast dataset build` wrote, or `train --data-only`")
     given.add_argument("--out", type=Path, required=True, help="folder of the model; its name is the model's")
     given.add_argument("--network", default="convlstm", choices=sorted(zoo.ZOO), metavar="NAME")
     given.add_argument("--network-config", type=json.loads, default={}, metavar="JSON", help="changes of its zoo entry")
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--validation-samples", type=int, default=task.validation_samples)
     given.add_argument("--patience", type=int, default=task.patience)
     given.add_argument("--minutes", type=float, default=task.minutes)
+    given.add_argument("--leads-in-step", type=int, default=0, help="learn from so many leads a step; 0: all")
     given.add_argument("--seed", type=int, default=task.seed)
     given.add_argument("--bf16", action="store_true")
     given.add_argument("--adversarial", type=float, default=0.0, help="weight of an adversarial term")
@@ -78,23 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     first = not distributed or dist.get_rank() == 0
     try:
-        series, told = load_series(given.data)
-        try:
-            about = About(**{key: value for key, value in told.items() if key != "series"})
-        except (TypeError, ValueError) as err:
-            raise ValueError(f"{given.data / 'about.json'}: {err}") from err
-        given.input_frames, given.lead_frames = (
-            asked or exported
-            for asked, exported in zip((given.input_frames, given.lead_frames), about.window, strict=True)
-        )
-        names = {field: getattr(given, field) for field in asdict(TrainingConfig())}
-        recipe = Recipe(
-            given.network, given.network_config, given.loss, given.gradient_weight, given.crop, TrainingConfig(**names)
-        )
-        made = make(
-            recipe, list(series.values()), about, given.out, given.out.name,
-            reporter(recipe.training.steps) if first else lambda step, row: None, device,
-        )  # fmt: skip
+        report = reporter(given.steps) if first else lambda step, row: None
+        train = _moving if (given.data / "card.json").is_file() else _fixed
+        made = train(given, report, device)
         if distributed:
             dist.barrier()  # whoever leaves early tears the others' connections
     except (KeyError, TypeError, ValueError, CheckpointError) as err:
@@ -110,6 +98,32 @@ def main(arguments: list[str] | None = None) -> int:
     if first:
         print(made.folder)  # noqa: T201
     return 0
+
+
+def _fixed(given: argparse.Namespace, report: Report, device: str) -> Made:
+    series, told = load_series(given.data)
+    try:
+        about = About(**{key: value for key, value in told.items() if key != "series"})
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"{given.data / 'about.json'}: {err}") from err
+    return make(_recipe(given, about.window), list(series.values()), about, given.out, given.out.name, report, device)
+
+
+def _moving(given: argparse.Namespace, report: Report, device: str) -> Made:
+    series, card = dataset.load(given.data)
+    wanted = [int(card[key]) for key in ("input_frames", "lead_frames")]
+    return make_moving(_recipe(given, wanted), series, card, given.out, given.out.name, report, device)
+
+
+def _recipe(given: argparse.Namespace, window: list[int]) -> Recipe:
+    """What the options ask for; input and lead frames as exported, unless they say otherwise."""
+    given.input_frames, given.lead_frames = (
+        asked or exported for asked, exported in zip((given.input_frames, given.lead_frames), window, strict=True)
+    )
+    names = {field: getattr(given, field) for field in asdict(TrainingConfig())}
+    return Recipe(
+        given.network, given.network_config, given.loss, given.gradient_weight, given.crop, TrainingConfig(**names)
+    )
 
 
 def reporter(steps: int) -> Report:

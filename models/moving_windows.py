@@ -89,11 +89,11 @@ class MovingWindows:
         self.input_frames, self.lead_frames, self.crop, self.seed = input_frames, lead_frames, crop, seed
         self.series = series
         self._times = {part: [getattr(one, part) for one in series] for part in (TRAIN, VALIDATION)}
-        # a long series has more to tell, but neighbours resemble each other
-        self._shares = {
-            part: np.array([len(t) ** 0.5 for t in times]) / max(sum(len(t) ** 0.5 for t in times), 1e-9)
-            for part, times in self._times.items()
-        }
+        # a long or large series has more to tell, but neighbours resemble each other
+        self._shares = {}
+        for part, times in self._times.items():
+            size = np.array([(len(t) * one.pixels[0].size) ** 0.5 for t, one in zip(times, series, strict=True)])
+            self._shares[part] = size / max(size.sum(), 1.0)
         if not self.count(TRAIN):
             raise ValueError("there is no time to learn from in these data")
 
@@ -190,7 +190,7 @@ def _bilinear(
     if rows.stop - rows.start < 2 or columns.stop - columns.start < 2:  # the rain comes from outside
         return np.zeros(x.shape, np.uint8), np.zeros(x.shape, bool)
     seen = torch.from_numpy(np.ascontiguousarray(one.observed(time)[rows, columns])).float()
-    values = torch.from_numpy(np.ascontiguousarray(one.pixels[time, rows, columns])).float() / 255
+    values = torch.from_numpy(np.array(one.pixels[time, rows, columns])).float() / 255
     both = torch.stack((rain.common(values) * seen, seen))[None]
     if thin > 1:
         both = F.avg_pool2d(F.pad(both, (thin // 2, (thin - 1) // 2) * 2), thin, 1)

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from models import checkpoint, losses, zoo
+from models import checkpoint, dataset, losses, zoo
 from models.checkpoint import Card
+from models.dataset import Series
 from models.heads import Head
+from models.losses import Loss
+from models.moving_windows import SPACING_M, MovingWindows
+from models.networks.network import Network
 from models.training import Report, train
 from models.training_config import TrainingConfig
-from models.windows import FrameSeries, Windows
+from models.windows import FrameSeries, Samples, Windows
 
 FASTEST_RAIN_KM_H = 120.0
+# that fit a head, where none is asked for
+_LOSSES = {"categorical": "cross_entropy", "segmentation": "dice", "ordinal": "ordinal"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def configuration(recipe: Recipe, about: About) -> dict[str, Any]:
     frames = {"input_frames": recipe.training.input_frames, "lead_frames": recipe.training.lead_frames}
     changes = zoo.fitted(recipe.network, channels=channels, height=recipe.crop, width=recipe.crop, **frames)
     head = recipe.network_config.get("head", getattr(zoo.entry(recipe.network).config, "head", "value"))
-    if head == "categorical":
+    if head in {"categorical", "ordinal"}:
         changes["levels"] = list(about.classes)
     elif head == "segmentation":
         changes["levels"] = list(about.classes[:1])
@@ -154,15 +160,10 @@ def make(
     torch.manual_seed(task.seed)
     network = zoo.build(recipe.network, config).to(device)
     head: Head = network.output
-    loss_name = recipe.loss or {"categorical": "cross_entropy", "segmentation": "dice"}.get(head.kind, "balanced")
+    loss_name = recipe.loss or _LOSSES.get(head.kind, "balanced")
     loss = losses.named(loss_name, head, about.classes[1:], recipe.gradient_weight)
     refuse_slow_filters(network, about)
     samples = Windows(list(series), length, recipe.crop, task.seed)
-    state = out.with_name(f".{out.name}.training")
-    told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": fingerprint(series)}
-    with _alone(state):
-        history = train(network, samples, loss, task, report, folder=state, about=told)
-    measured = [row for row in history if np.isfinite(row["validation_loss"])]
     card = Card(
         name=name,
         network=recipe.network,
@@ -172,17 +173,85 @@ def make(
         cadences_minutes=about.cadences_minutes,
         spacing_m=about.spacing_m,
         product=about.product,
+        training={**about.notes, "loss": loss_name},
+    )
+    return _trained(recipe, network, samples, loss, fingerprint(series), card, out, report)
+
+
+def make_moving(
+    recipe: Recipe,
+    series: dict[str, Series],
+    notes: dict[str, Any],
+    out: Path,
+    name: str,
+    report: Report,
+    device: str = "cpu",
+) -> Made:
+    """``make`` in the moving frame, on a dataset of ``models.dataset``; without validation the last weights count.
+
+    Args:
+        notes: what the dataset's card says; goes into that of the model.
+    """
+    if out.exists():
+        raise checkpoint.CheckpointError(f"{out} exists already; choose another name")
+    facts = [one.facts for one in series.values()]
+    scales = {(one.dbz_min, one.dbz_max) for one in facts}
+    if len(scales) != 1:
+        raise ValueError(f"the series have several dBZ scales: {sorted(scales)}")
+    [(dbz_min, dbz_max)] = scales
+    task = recipe.training
+    common = About(
+        dbz_min, dbz_max, [10], [SPACING_M, SPACING_M], "surface_rain", list(zoo.RAIN_CLASSES),
+        [task.input_frames, task.lead_frames],
+    )  # fmt: skip
+    config = configuration(recipe, common)
+    torch.manual_seed(task.seed)
+    network = zoo.build(recipe.network, config).to(device)
+    loss_name = recipe.loss or _LOSSES.get(network.output.kind, "balanced")
+    loss = losses.named(loss_name, network.output, common.classes[1:], recipe.gradient_weight)
+    samples = MovingWindows(list(series.values()), task.input_frames, task.lead_frames, recipe.crop, task.seed)
+    told = {key: value for key, value in notes.items() if key not in {"series", "format_version", "command"}}
+    card = Card(
+        name=name,
+        network=recipe.network,
+        network_config=config,
+        dbz_min=dbz_min,
+        dbz_max=dbz_max,
+        cadences_minutes=[5, 6, 10],
+        spacing_m=[SPACING_M / 2, SPACING_M],
+        product="surface_rain",
+        moving=True,
         training={
-            **about.notes,
+            "dataset": told,
+            "data": {key: one.facts.about.get("source") for key, one in series.items()},
+            "terms": {key: one.facts.about.get("license") for key, one in series.items()},
+            "periods": {key: one.facts.about.get("period") for key, one in series.items()},
             "loss": loss_name,
-            "gradient_weight": recipe.gradient_weight,
-            "crop": recipe.crop,
-            **{key: value for key, value in asdict(task).items() if key != "minutes"},
-            "steps": int(history[-1]["step"]),
-            "duration_minutes": round(history[-1]["seconds"] / 60, 1),
-            "best": min(measured, key=lambda row: row["validation_loss"]) if measured else None,
         },
     )
+    return _trained(recipe, network, samples, loss, dataset.fingerprint(series), card, out, report)
+
+
+def _trained(
+    recipe: Recipe, network: Network, samples: Samples, loss: Loss, data: str, card: Card, out: Path, report: Report
+) -> Made:
+    """Train, and write checkpoint and metrics."""
+    task = recipe.training
+    state = out.with_name(f".{out.name}.training")
+    told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": data}
+    with _alone(state):
+        history = train(network, samples, loss, task, report, folder=state, about=told)
+    measured = [row for row in history if np.isfinite(row["validation_loss"])]
+    training = {
+        **card.training,
+        "gradient_weight": recipe.gradient_weight,
+        "crop": recipe.crop,
+        **{key: value for key, value in asdict(task).items() if key != "minutes"},
+        "steps": int(history[-1]["step"]),
+        "duration_minutes": round(history[-1]["seconds"] / 60, 1),
+        "best": min(measured, key=lambda row: row["validation_loss"]) if measured else None,
+    }
+    card = replace(card, training=training)
     if not dist.is_initialized() or dist.get_rank() == 0:
         card = checkpoint.save(out, network, card)
         for file in ("metrics.csv", "loss.png"):

@@ -63,7 +63,8 @@ class Loader:
         self.store, self.settings = store, settings
         self._optical_flow = Forecaster(OpticalFlow(), threads=settings.threads)
         self._last_frame = Forecaster(LastFrame(), threads=settings.threads)
-        self._networks: dict[str, tuple[Forecaster, Any]] = {}
+        self._networks: dict[str, tuple[Any, Any]] = {}
+        self._forecasters: dict[tuple[Any, ...], Forecaster] = {}
         self._methods: dict[tuple[str, float], Methods] = {}
 
     def methods(self, domain: Domain, spacing_m: float) -> Methods:
@@ -111,31 +112,46 @@ class Loader:
         settings = self.settings
         if domain.model not in self._networks:
             try:
-                loaded, card = checkpoint.load(checkpoint.find(domain.model, (self.store.models(domain.model),)))
+                folder = checkpoint.find(domain.model, (self.store.models(domain.model),))
+                self._networks[domain.model] = checkpoint.load(folder)
             except checkpoint.CheckpointError as err:
                 raise ModelRefused(str(err)) from err
-            forecaster = Forecaster(
-                loaded,
-                device=settings.device,
-                precision=settings.precision,
-                memory_mb=settings.memory_mb,
-                threads=settings.threads,
-            )
-            self._networks[domain.model] = forecaster, card
-        forecaster, card = self._networks[domain.model]
-        network: Any = forecaster.method
+        network, card = self._networks[domain.model]
         refusal = card.refusal(
             dbz_min=domain.scale.dbz_min,
             dbz_max=domain.scale.dbz_max,
             cadence_minutes=domain.cadence_minutes,
             spacing_m=spacing_m,
             products=domain.products,
-        ) or too_short_reach(network, domain.cadence_minutes, spacing_m)
-        if not refusal and network.min_frames > domain.input_frames:
-            refusal = f"model {card.name} needs {network.min_frames} input frames, the domain has {domain.input_frames}"
+        )
+        if not refusal and not card.moving:
+            refusal = too_short_reach(network, domain.cadence_minutes, spacing_m)
         if refusal:
             raise ModelRefused(refusal)
+        # in the moving frame a network serves several kinds of frames, each in its own way
+        key = (domain.model, *((domain.cadence_minutes, spacing_m, domain.zr, domain.scale) if card.moving else ()))
+        if key not in self._forecasters:
+            method = _in_moving_frame(network, domain, spacing_m) if card.moving else network
+            self._forecasters[key] = Forecaster(
+                method,
+                device=settings.device,
+                precision=settings.precision,
+                memory_mb=settings.memory_mb,
+                threads=settings.threads,
+            )
+        forecaster = self._forecasters[key]
+        needed = forecaster.method.min_frames  # type: ignore[attr-defined]
+        if needed > domain.input_frames:
+            raise ModelRefused(f"model {card.name} needs {needed} input frames, the domain has {domain.input_frames}")
         return forecaster, card
+
+
+def _in_moving_frame(network: Any, domain: Domain, spacing_m: float) -> Any:
+    from models.moving_frame import MovingFrame
+    from models.moving_windows import Rain
+
+    rain = Rain(domain.zr.a, domain.zr.b, domain.scale.dbz_min, domain.scale.dbz_max)
+    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain)
 
 
 # a forecast that is wanted: for which domain, from what
@@ -257,10 +273,6 @@ def _run(forecaster: "Forecaster", items: Sequence[Item], newest: int | None = N
 
 def _thresholds_of(forecaster: "Forecaster", domain: Domain) -> dict[float, int]:
     """Thresholds of the domain that are levels of the network's head too, and which."""
-    from models.networks.network import Network
-
-    if not isinstance(forecaster.method, Network):
-        return {}
-    pixels = [round(255 * level) for level in forecaster.method.output.levels]
+    pixels = [round(255 * level) for level in getattr(forecaster.method, "levels", ())]
     wanted = {rate: pixel_of_rate(rate, domain.zr, domain.scale) for rate in domain.thresholds_mm_h}
     return {rate: pixels.index(pixel) for rate, pixel in wanted.items() if pixel in pixels}

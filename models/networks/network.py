@@ -36,6 +36,11 @@ class Network(nn.Module):
             raise ValueError(f"a network needs at least one channel, got {channels}")
         self.channels, self.output = channels, head
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Pixel values (0-1) whose exceedance it gives."""
+        return self.output.levels
+
     def influence(self, frames: int, leads: int) -> int | None:
         """How far a pixel can matter for a forecast, in pixels, so that large grids can be done in parts.
 
