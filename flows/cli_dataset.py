@@ -71,12 +71,12 @@ def show(folder: Path, config: UnusedConfig = None, as_json: AsJson = False) -> 
     """What a dataset holds, and where it comes from."""
     with errors_to_exit_codes():
         from models import dataset
-        from pipeline.errors import BadInput
+        from pipeline.errors import SettingsError
 
         try:
             series, card = dataset.load(folder)
         except ValueError as err:
-            raise BadInput(str(err)) from err
+            raise SettingsError(str(err)) from err
         if as_json:
             console.print_json(card)
             return

@@ -162,6 +162,23 @@ def test_probabilities_are_those_of_the_head_at_the_thresholds_of_the_domain(
     assert 0 <= chance.min() < chance.max() <= 200 and (np.diff(chance, axis=0) <= 0).all()
 
 
+def test_a_model_of_the_moving_frame_serves_domains_of_other_cadence_spacing_and_relation(root, tmp_path):
+    model = write_model(tmp_path / "tiny", "growth_decay", {"widths": [4, 8]}, moving=True, cadences_minutes=[5, 10])
+    grid = {**synthetic_domain().grid.model_dump(), "shape": (96, 96), "spacing_m": 1000.0}
+    fine = synthetic_domain("fine", cadence_minutes=5, grid=grid, zr={"a": 223.0, "b": 1.53}, model=model)
+    settings = settings_for(root, synthetic_domain(model=model), fine)
+    for name, cells in (("small", 64), ("fine", 96)):
+        report = operations.backfill(settings, name, T0, T0, NOW, 1)
+        assert report.methods == {"tiny": 1}, report.notes
+        data = read_packed(root / report.products[0])
+        assert data["threshold"].values.tolist() == [0.5, 2.0, 5.0, 10.0, 30.0]
+        chance = data["probability_of_exceedance"].values
+        assert chance.shape == (5, 4, cells, cells) and (np.diff(chance, axis=0) <= 0).all()
+    short = synthetic_domain(model=model, input_frames=3)
+    refused = operations.backfill(settings_for(tmp_path / "short", short), "small", T0, T0, NOW, 1)
+    assert "needs 4 input frames, the domain has 3" in " ".join(refused.notes)
+
+
 def test_a_method_without_probabilities_writes_none(settings, root):
     assert "probability_of_exceedance" not in read_packed(root / backfill(settings).products[0])
 
