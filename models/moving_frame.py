@@ -11,18 +11,16 @@ from torch import Tensor, nn
 
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import carried, departures
+from models.composition import Composition, composed, nearest
 from models.contract import Prediction, check_input
 from models.moving_windows import Rain, every, thinned
 from models.networks.network import Network
 
 # how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
 SURE = 60.0
-HALF = 0.5 / 255
 # of each level of an ordinal head: how much the moved frame counts in placing it, and how freely its area changes;
 # and the share of the mean within a class. Chosen on the event folds (docs/networks.md)
-TEXTURE = (0.0, 5.0, 50.0, 100.0, 500.0)
-GROWTH = (0.3, 0.0, 0.0, 0.0, 0.0)
-MEAN_SHARE = 0.2
+HOW = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
 
 
 class MovingFrame(nn.Module):
@@ -42,8 +40,10 @@ class MovingFrame(nn.Module):
 
     def __init__(self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain) -> None:
         super().__init__()
-        if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(TEXTURE)):
-            raise ValueError(f"a head of values or of {len(TEXTURE)} ordinal levels is needed, got {network.output}")
+        if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(HOW.texture)):
+            raise ValueError(
+                f"a head of values or of {len(HOW.texture)} ordinal levels is needed, got {network.output}"
+            )
         self.network, self.rain = network, rain
         self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
         self.min_frames = max(4, self.step * (network.min_frames - 1) + 1)
@@ -80,10 +80,10 @@ class MovingFrame(nn.Module):
             raw = carried(raw, torch.ones_like(seen_now), there)
             if self.network.output.logits:
                 moved = carried(last, seen_now, there)
-                fine = _nearest(last, seen_now, there, moved)
+                fine = nearest(last, seen_now, there, moved)
                 mean = self.rain.own(self.network.output.values(raw))
                 logits = raw[:, : self.network.output.logits]
-                values.append(composed(moved, fine, logits, mean, seen_now, self.levels))
+                values.append(composed(moved, fine, logits, mean, seen_now, self.levels, HOW))
                 chances.append(self.network.output.exceedance(raw))
             else:
                 values.append(self.rain.own(self.network.output.values(raw)))
@@ -112,52 +112,3 @@ class MovingFrame(nn.Module):
             raw = F.interpolate(raw.flatten(0, 1), scale_factor=float(self.thin), mode="bilinear", align_corners=False)
             raw = raw[..., :height, :width].unflatten(0, (batch, count))
         return raw
-
-
-def composed(
-    moved: Tensor, nearest: Tensor, logits: Tensor, mean: Tensor, seen: Tensor, levels: tuple[float, ...]
-) -> Tensor:
-    """The moved frame, clipped to the classes that the network finds likely: rain keeps its texture.
-
-    A level is reached where its chance ranks highest, in as many cells as reach it in the moved frame: how much rain
-    there is comes from the newest frame, which holds in weather that the network never saw, and where it is from the
-    network. Of light rain the network may change the area a little; heavy rain ranks by the moved frame, since its
-    chances are too smooth to place it. Classes are given out from the highest level down.
-
-    Args:
-        moved, nearest: (batch, 1, height, width), 0-1: the newest frame where its rain will be, bilinear, and by the
-            nearest cell, which keeps the texture.
-        logits: (batch, level, height, width).
-        mean: (batch, 1, height, width): mixed in within the classes.
-        seen: (batch, 1, height, width) bool: cells that count.
-        levels: pixel values of the levels, whole 255ths.
-    """
-    made = []
-    for field, fine, raw, middle, here in zip(moved[:, 0], nearest[:, 0], logits, mean[:, 0], seen[:, 0], strict=True):
-        low, high = torch.zeros_like(field), torch.full_like(field, levels[0] - 2 * HALF)
-        given = torch.zeros_like(here)
-        for n in reversed(range(len(levels))):
-            level, after = levels[n], levels[n + 1] - 2 * HALF if n + 1 < len(levels) else 1.0
-            area = ((field >= level - HALF) & here).sum()
-            expected = (torch.sigmoid(raw[n]) * here).sum()
-            growth = ((expected + 1) / (area + 1)).pow(GROWTH[n]).clamp(0.5, 2.0)
-            wanted = int(area * growth) - int(given.sum())
-            if wanted < 1:
-                continue
-            rank = torch.where(here & ~given, raw[n] + TEXTURE[n] * (field - level), -torch.inf).flatten()
-            cut = rank.kthvalue(len(rank) - wanted + 1).values
-            new = (rank >= cut).view_as(given) & here & ~given
-            low, high = torch.where(new, level, low), torch.where(new, after, high)
-            given = given | new
-        mixed = torch.lerp(fine, middle, MEAN_SHARE)
-        made.append(torch.minimum(torch.maximum(mixed, low), high))
-    return torch.stack(made).unsqueeze(1)
-
-
-def _nearest(field: Tensor, observed: Tensor, position: Tensor, otherwise: Tensor) -> Tensor:
-    """Values of the cells nearest to positions; ``otherwise`` where that cell was not observed."""
-    batch, _, height, width = field.shape
-    x, y = torch.round(position).long().unbind(dim=1)
-    cell = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).view(batch, 1, -1)
-    found, there = (part.flatten(2).gather(2, cell).view_as(field) for part in (field, observed))
-    return torch.where(there, found, otherwise)

@@ -106,6 +106,7 @@ ZOO: dict[str, Entry] = {
 BASELINES = {
     "last_frame": "Eulerian persistence",
     "optical_flow": "ours: coarse-to-fine least squares (docs/decisions.md)",
+    "area_matched": "ours: optical flow, blurred with lead time and matched in area, a control for networks",
     "rover_linear": "Woo and Wong 2017, parameters of HKO-7 (Shi et al. 2017)",
     "rover_nonlinear": "the same, on the arctangent of the reflectivity",
 }

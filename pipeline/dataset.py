@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import times
+from pipeline.advection import estimated_motion
 from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, NowcastError, SettingsError
 from pipeline.frames.archive import Archive
@@ -231,10 +232,6 @@ def _motion(
     pixels: Pixels, observed: NDArray[np.bool_], slots: NDArray[np.int64], progress: Progress
 ) -> NDArray[np.float16]:
     """Motion known at each frame, from it and the three before it, as optical flow sees it."""
-    import torch
-    import torch.nn.functional as F
-
-    from models.baselines.motion import estimate_motion
     from models.dataset import MOTION_CELLS
     from models.moving_windows import MOTION_FRAMES
 
@@ -243,12 +240,21 @@ def _motion(
     before = MOTION_FRAMES - 1
     for n in range(before, count):
         if slots[n] - slots[n - before] == before:
-            frames = torch.from_numpy(np.ascontiguousarray(pixels[n - before : n + 1])).float()[None] / 255
-            motion = estimate_motion(frames, torch.from_numpy(observed[n - before : n + 1])[None])
-            coarse = F.avg_pool2d(motion, MOTION_CELLS, ceil_mode=True, count_include_pad=False)
-            found[n] = coarse[0].numpy()
+            here = slice(n - before, n + 1)
+            motion = estimated_motion(np.array(pixels[here]), observed[here])
+            found[n] = _block_means(motion, MOTION_CELLS)
         progress("motion", n + 1, count)
     return found
+
+
+def _block_means(fields: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Means of (fields, rows, columns) over squares; those at the edges may be smaller."""
+    rows, columns = (np.arange(0, length, side) for length in fields.shape[1:])
+    sums = np.add.reduceat(np.add.reduceat(fields, rows, axis=1), columns, axis=2)
+    sizes = [
+        np.diff(np.append(starts, length)) for starts, length in zip((rows, columns), fields.shape[1:], strict=True)
+    ]
+    return (sums / np.multiply.outer(*sizes)).astype(np.float32)
 
 
 def _with_times(one: "Series", request: DatasetRequest) -> "Series":

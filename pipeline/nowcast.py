@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPTICAL_FLOW, LAST_FRAME = "optical_flow", product.LAST_FRAME
+AREA_MATCHED = "area_matched"
 ROVER = {"rover_linear": False, "rover_nonlinear": True}  # does it stretch the range of rain
+# methods that nobody trained
+UNTRAINED = frozenset({OPTICAL_FLOW, LAST_FRAME, AREA_MATCHED, *ROVER})
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Loader:
                 scale = domain.scale
                 rover = Rover(nonlinear=ROVER[domain.model], dbz_min=scale.dbz_min, dbz_max=scale.dbz_max)
                 model = Forecaster(rover, threads=self.settings.threads)
+            elif domain.model == AREA_MATCHED:
+                model = Forecaster(_area_matched(domain, spacing_m), threads=self.settings.threads)
             elif domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
                 model, card = self._network(domain, spacing_m)
                 checksum, limits = card.checksum, card.limits
@@ -144,6 +149,13 @@ class Loader:
         if needed > domain.input_frames:
             raise ModelRefused(f"model {card.name} needs {needed} input frames, the domain has {domain.input_frames}")
         return forecaster, card
+
+
+def _area_matched(domain: Domain, spacing_m: float) -> Any:
+    from models.baselines.area_matched import AreaMatched
+
+    levels = sorted({pixel_of_rate(rate, domain.zr, domain.scale) / 255 for rate in domain.thresholds_mm_h})
+    return AreaMatched(domain.cadence_minutes, spacing_m, tuple(levels))
 
 
 def _in_moving_frame(network: Any, domain: Domain, spacing_m: float) -> Any:

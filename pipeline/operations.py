@@ -432,7 +432,7 @@ def _unusable_model(settings: Settings, domain: Domain) -> list[str]:
     """A model that is absent or damaged is a mistake to mend, although forecasts went out without it."""
     from models import checkpoint
 
-    if domain.model in {nowcast.OPTICAL_FLOW, nowcast.LAST_FRAME}:
+    if domain.model in nowcast.UNTRAINED:
         return []
     try:
         checkpoint.load(checkpoint.find(domain.model, (open_store(settings).models(domain.model),)))

@@ -8,7 +8,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Row
 from pipeline.domain import Domain
-from pipeline.nowcast import LAST_FRAME, OPTICAL_FLOW, ROVER
+from pipeline.nowcast import UNTRAINED
 from pipeline.settings import Settings
 from pipeline.storage import Store
 
@@ -57,8 +57,7 @@ def training_periods(settings: Settings, store: Store) -> dict[str, list[tuple[d
     from models import checkpoint
 
     found: dict[str, list[tuple[datetime, datetime, str]]] = {name: [] for name in settings.domains}
-    untrained = {OPTICAL_FLOW, LAST_FRAME, *ROVER}
-    for model in sorted({domain.model for domain in settings.domains.values()} - untrained):
+    for model in sorted({domain.model for domain in settings.domains.values()} - UNTRAINED):
         try:
             card = checkpoint.read_card(checkpoint.find(model, (store.models(model),)))
             periods = card.training.get("periods", {})

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from models import dataset, zoo
+from models.baselines.area_matched import AreaMatched
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import OpticalFlow
+from models.composition import composed
 from models.dataset import TRAIN, VALIDATION, Series, SeriesFacts, packed_masks
 from models.heads import Head
 from models.losses import ordinal
-from models.moving_frame import MovingFrame, composed
+from models.moving_frame import HOW, MovingFrame
 from models.moving_windows import MovingWindows, Rain, reference_times, weights_of
 from models.networks.network import Network
 from models.recipe import Recipe, make_moving
@@ -177,16 +179,35 @@ def test_composed_rain_keeps_its_area_and_goes_where_it_is_likely():
     logits = torch.full((1, 5, 20, 20), -5.0)
     logits[0, :2, 5:10, 8:13] = 2.0  # rain of two levels a little further
     seen = torch.ones(1, 1, 20, 20, dtype=torch.bool)
-    made = composed(moved, moved, logits, moved, seen, levels)
+    made = composed(moved, moved, logits, moved, seen, levels, HOW)
     # cells of equal rank go together
     assert 25 == (moved >= levels[1]).sum() <= (made >= levels[1]).sum() <= 26
     assert (made[0, 0, 5:10, 8:13] >= levels[1]).float().mean() > 0.9
     assert made[0, 0, 7, 7] == 0.75, "heavy rain stays where the moved frame has it"
     assert made[0, 0, 5, 5] < levels[0]
     dry = torch.zeros_like(moved)
-    assert not composed(dry, dry, logits, dry, seen, levels).any(), "the newest frame says how much rain there is"
-    nowhere = composed(moved, moved, logits, moved, ~seen, levels)
+    assert not composed(dry, dry, logits, dry, seen, levels, HOW).any(), "the newest frame says how much rain there is"
+    nowhere = composed(moved, moved, logits, moved, ~seen, levels, HOW)
     assert (nowhere < levels[0]).all()
+
+
+def test_the_control_keeps_the_area_of_every_level_and_smooths_its_shape():
+    frames = np.stack([rain(n * 10, 256, 2.0) for n in range(5)])
+    noise = np.random.default_rng(1).integers(-30, 31, frames.shape[1:])
+    frames = np.clip(frames + np.where(frames > 0, noise, 0), 0, 255)
+    x = torch.from_numpy(frames).float().view(1, 5, 1, *frames.shape[1:]) / 255
+    seen = torch.ones_like(x, dtype=torch.bool)
+    levels = (60 / 255, 100 / 255)
+    made, flow = AreaMatched(10, 2000.0, levels)(x, seen, 6), OpticalFlow()(x, seen, 6)
+    for level in levels:
+        area, moved = ((one.values[0, :, 0] >= level - 0.5 / 255).sum(dim=(1, 2)) for one in (made, flow))
+        assert ((area - moved).abs() <= 3).all()
+
+    def edges(values):
+        wet = (values[0, -1, 0] >= levels[1]).float()
+        return wet.diff(dim=0).abs().sum() + wet.diff(dim=1).abs().sum()
+
+    assert edges(made.values) < 0.8 * edges(flow.values)
 
 
 def test_a_dataset_is_read_as_it_was_written_and_what_is_wrong_is_named(tmp_path):
