@@ -20,6 +20,7 @@ from pipeline.intake import Intake, Polled
 from pipeline.issue import Wanted, give_up, issue
 from pipeline.lateness import OF_FRAMES, Decision, decide
 from pipeline.operations import Step, bare
+from pipeline.process_memory import give_back_freed
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
 from pipeline.storage import Store
@@ -137,6 +138,7 @@ class Live:
         outcomes = self._issue(due)
         self._learn(outcomes)
         self._after(outcomes)
+        give_back_freed()
         return 0.0
 
     def _open(self, domain: Domain, row: Row | None) -> Feed:
