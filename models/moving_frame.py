@@ -5,6 +5,8 @@ still; the network forecasts there, on the common grid of ``models.moving_window
 rain will be. So one network serves cadences of 5, 6 and 10 minutes and cells of one and two kilometres.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +20,10 @@ from models.networks.network import Network
 
 # how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
 SURE = 60.0
-# of each level of an ordinal head: how much the moved frame counts in placing it, and how freely its area changes;
-# and the share of the mean within a class. Chosen on the event folds (docs/networks.md)
-HOW = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
+# how place and texture are weighed at long lead times, for each level of an ordinal head; chosen on the event folds
+# (docs/networks.md). In the first minutes motion alone is nearly right: there the moved frame counts more, as it is
+LATE = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
+EARLY_TEXTURE, EARLY_MINUTES, SMOOTH_MINUTES = 20.0, 10.0, 20.0
 
 
 class MovingFrame(nn.Module):
@@ -40,11 +43,12 @@ class MovingFrame(nn.Module):
 
     def __init__(self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain) -> None:
         super().__init__()
-        if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(HOW.texture)):
+        if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(LATE.texture)):
             raise ValueError(
-                f"a head of values or of {len(HOW.texture)} ordinal levels is needed, got {network.output}"
+                f"a head of values or of {len(LATE.texture)} ordinal levels is needed, got {network.output}"
             )
         self.network, self.rain = network, rain
+        self.minutes = cadence_minutes
         self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
         self.min_frames = max(4, self.step * (network.min_frames - 1) + 1)
 
@@ -83,7 +87,9 @@ class MovingFrame(nn.Module):
                 fine = nearest(last, seen_now, there, moved)
                 mean = self.rain.own(self.network.output.values(raw))
                 logits = raw[:, : self.network.output.logits]
-                values.append(composed(moved, fine, logits, mean, seen_now, self.levels, HOW))
+                fine = torch.lerp(fine, moved, math.exp(-n * self.minutes / SMOOTH_MINUTES))
+                how = composition_at(n * self.minutes)
+                values.append(composed(moved, fine, logits, mean, seen_now, self.levels, how))
                 chances.append(self.network.output.exceedance(raw))
             else:
                 values.append(self.rain.own(self.network.output.values(raw)))
@@ -112,3 +118,13 @@ class MovingFrame(nn.Module):
             raw = F.interpolate(raw.flatten(0, 1), scale_factor=float(self.thin), mode="bilinear", align_corners=False)
             raw = raw[..., :height, :width].unflatten(0, (batch, count))
         return raw
+
+
+def composition_at(minutes: float) -> Composition:
+    """How place and texture are weighed so many minutes ahead."""
+    early = math.exp(-minutes / EARLY_MINUTES)
+    return Composition(
+        tuple(weight + EARLY_TEXTURE * early for weight in LATE.texture),
+        tuple(power * (1 - early) for power in LATE.growth),
+        LATE.mean_share,
+    )

@@ -14,7 +14,7 @@ from models.composition import composed
 from models.dataset import TRAIN, VALIDATION, Series, SeriesFacts, packed_masks
 from models.heads import Head
 from models.losses import ordinal
-from models.moving_frame import HOW, MovingFrame
+from models.moving_frame import LATE, MovingFrame
 from models.moving_windows import MovingWindows, Rain, reference_times, weights_of
 from models.networks.network import Network
 from models.recipe import Recipe, make_moving
@@ -179,15 +179,15 @@ def test_composed_rain_keeps_its_area_and_goes_where_it_is_likely():
     logits = torch.full((1, 5, 20, 20), -5.0)
     logits[0, :2, 5:10, 8:13] = 2.0  # rain of two levels a little further
     seen = torch.ones(1, 1, 20, 20, dtype=torch.bool)
-    made = composed(moved, moved, logits, moved, seen, levels, HOW)
+    made = composed(moved, moved, logits, moved, seen, levels, LATE)
     # cells of equal rank go together
     assert 25 == (moved >= levels[1]).sum() <= (made >= levels[1]).sum() <= 26
     assert (made[0, 0, 5:10, 8:13] >= levels[1]).float().mean() > 0.9
     assert made[0, 0, 7, 7] == 0.75, "heavy rain stays where the moved frame has it"
     assert made[0, 0, 5, 5] < levels[0]
     dry = torch.zeros_like(moved)
-    assert not composed(dry, dry, logits, dry, seen, levels, HOW).any(), "the newest frame says how much rain there is"
-    nowhere = composed(moved, moved, logits, moved, ~seen, levels, HOW)
+    assert not composed(dry, dry, logits, dry, seen, levels, LATE).any(), "the newest frame says how much rain there is"
+    nowhere = composed(moved, moved, logits, moved, ~seen, levels, LATE)
     assert (nowhere < levels[0]).all()
 
 

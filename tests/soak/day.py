@@ -177,7 +177,9 @@ def _soak(settings: Settings, folder: Path, seed: int, hours: float, kills: int)
         "files": dict(happened),
         "killed": worker.died,
         "points_of_the_last_process": worker.points,
-        "memory_mb": {hour: resident_mb(memory, hour) for hour in (1, 2, 3, 4, 5, 6, 9, 12, 15, 18, 21, 24) if hour < hours + 0.1},
+        "memory_mb": {
+            hour: resident_mb(memory, hour) for hour in (1, 2, 3, 4, 5, 6, 9, 12, 15, 18, 21, 24) if hour < hours + 0.1
+        },
     }
     for name in settings.domains:
         summary[name] = check_root(settings, name, START, end)
