@@ -11,6 +11,7 @@ from models.losses import Total, backward_accumulated, balanced, cross_entropy, 
 NAN = float("nan")
 CLASSES = Head("categorical", (0.4, 0.6))
 EVENT = Head("segmentation", (0.5,))
+ORDINAL = Head("ordinal", (0.4, 0.6))
 
 
 def frames(*values: float) -> torch.Tensor:
@@ -101,7 +102,7 @@ def test_further_channels_of_a_categorical_network_count_as_values():
 @pytest.mark.parametrize(("name", "edges"), [*((name, 0.0) for name in losses.NAMES), ("mse", 0.3)])
 def test_every_loss_adds_up_over_parts_of_a_batch(name, edges):
     torch.manual_seed(0)
-    head = {"cross_entropy": CLASSES, "dice": EVENT}.get(name, Head())
+    head = {"cross_entropy": CLASSES, "dice": EVENT, "ordinal": ORDINAL}.get(name, Head())
     loss = losses.named(name, head, (0.5, 0.6, 0.7, 0.8), edges)
     raw, target = torch.randn(4, 2, head.outputs(1), 5, 6), torch.rand(4, 2, 1, 5, 6)
     observed = torch.rand(4, 2, 1, 5, 6) > 0.3
@@ -120,7 +121,10 @@ def test_nothing_observed_is_no_loss():
     ("name", "head", "weight", "says"),
     [
         ("nonesuch", Head(), 0, "there are balanced"),
-        ("mse", CLASSES, 0, "cross_entropy or dice"),
+        ("mse", CLASSES, 0, "is trained with cross_entropy, not mse"),
+        ("mse", EVENT, 0, "cross_entropy or dice"),
+        ("cross_entropy", ORDINAL, 0, "for an ordinal head"),
+        ("ordinal", Head(), 0, "for an ordinal head"),
         ("dice", Head(), 0, "segmentation head"),
         ("cross_entropy", CLASSES, 0.5, "needs a head that gives values"),
     ],
