@@ -90,7 +90,7 @@ class Settings(Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of networks; auto is a GPU where there is one")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions in forecasts")
     memory_mb: int = Field(4096, ge=64, description="memory of one pass of a network; larger grids go in tiles")
-    prefect_api_url: str = Field("http://127.0.0.1:4200/api", pattern=r"^https?://[^\s/]+(/\S*)?/api/?$")
+    prefect_api_url: str = Field("http://127.0.0.1:4200/api", pattern=r"^https?://[^\s/]+(/\S*)?$")
     live: Live = Live()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()

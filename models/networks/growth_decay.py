@@ -37,6 +37,7 @@ class GrowthDecayConfig:
 class GrowthDecayNet(Network):
     """All leads at once, from the newest frames and where they were observed."""
 
+    sees_coverage = True
     picks_leads = True
 
     def __init__(self, config: GrowthDecayConfig) -> None:

@@ -21,6 +21,7 @@ class Network(nn.Module):
         min_frames: input frames it needs; more are welcome.
         min_side: smallest height and width.
         takes_teacher: feeds on its last output, so that true frames can be fed in its place during training.
+        sees_coverage: looks at where its frames were observed.
         picks_leads: can make some of its leads only, which is cheaper in training.
     """
 
@@ -28,6 +29,7 @@ class Network(nn.Module):
     min_side = 1
     multiple = 1
     takes_teacher = False
+    sees_coverage = False
     picks_leads = False
 
     def __init__(self, channels: int, head: Head) -> None:
@@ -93,7 +95,9 @@ class Network(nn.Module):
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         if picked is not None and not self.picks_leads:
             raise ValueError(f"{type(self).__name__} makes all its leads, or none")
-        covered = None if observed is None else F.pad(observed.to(frames.dtype), padding)
+        covered = None
+        if self.sees_coverage and observed is not None:
+            covered = F.pad(observed.to(frames.dtype), padding)
         feed = Feed(teacher, taught, (height, width), padding, covered, picked)
         return self.unroll(F.pad(frames, padding), leads, feed)[..., :height, :width]
 

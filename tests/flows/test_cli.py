@@ -98,7 +98,7 @@ def test_run_says_where_the_product_lies(here):
         ("run small --prefect --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 2, "NOWCAST_CATALOG"),
         ("networks list --config x.toml", 0, "wu2019_radar_3l"),
         ("catalog upgrade --json", 0, "0003"),
-        ("status --set catalog=catalog.sqlite", 4, "not a database URL"),
+        ("status --set catalog=catalog.sqlite", 2, "expected sqlite:///FILE or postgresql://"),
         ("status --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 4, "cannot be used"),
     ],
 )
