@@ -65,7 +65,8 @@ class MovingFrame(nn.Module):
             TypeError, ValueError: see ``models.contract.check_input``.
         """
         check_input(frames, observed, leads, channels=1, min_frames=self.min_frames, min_side=16)
-        motion = estimate_motion(frames[:, :, 0], observed[:, :, 0])
+        with torch.autocast(frames.device.type, enabled=False):  # motion of a tenth of a cell is not for bfloat16
+            motion = estimate_motion(frames[:, :, 0], observed[:, :, 0])
         count = self.network.min_frames
         seen_now, last = observed[:, -1], frames[:, -1] * observed[:, -1]
         way = list(departures(seen_now, motion, max(leads, self.step * (count - 1))))
@@ -81,7 +82,7 @@ class MovingFrame(nn.Module):
             raw = (
                 knots[:, int(early)] if not share else torch.lerp(knots[:, int(early)], knots[:, int(early) + 1], share)
             )
-            raw = carried(raw, torch.ones_like(seen_now), there)
+            raw = carried(self._fine(raw, last), torch.ones_like(seen_now), there)
             if self.network.output.logits:
                 moved = carried(last, seen_now, there)
                 fine = nearest(last, seen_now, there, moved)
@@ -98,7 +99,7 @@ class MovingFrame(nn.Module):
         return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1), exceedance)
 
     def _knots(self, past: Tensor, covered: Tensor, leads: int) -> Tensor:
-        """Raw outputs at 0, 1, 2, ... common steps, on the grid of the frames."""
+        """Raw outputs at 0, 1, 2, ... common steps, on the common grid."""
         height, width = past.shape[-2:]
         seen = covered.to(past.dtype)
         fine = self.rain.common(past) * seen
@@ -112,12 +113,15 @@ class MovingFrame(nn.Module):
         if self.network.output.logits:
             levels = torch.tensor(self.network.output.levels, device=now.device).view(-1, 1, 1)
             now = torch.cat((SURE * (now - levels), now), dim=2)
-        raw = torch.cat((now, raw), dim=1).float()
-        if self.thin > 1:
-            batch, count = raw.shape[:2]
-            raw = F.interpolate(raw.flatten(0, 1), scale_factor=float(self.thin), mode="bilinear", align_corners=False)
-            raw = raw[..., :height, :width].unflatten(0, (batch, count))
-        return raw
+        return torch.cat((now, raw), dim=1).float()
+
+    def _fine(self, raw: Tensor, frame: Tensor) -> Tensor:
+        """Outputs of one lead on the grid of the frames; one at a time, which keeps the memory of large grids low."""
+        if self.thin == 1:
+            return raw
+        height, width = frame.shape[-2:]
+        fine = F.interpolate(raw, scale_factor=float(self.thin), mode="bilinear", align_corners=False)
+        return fine[..., :height, :width]
 
 
 def composition_at(minutes: float) -> Composition:
