@@ -3,8 +3,6 @@
 Heavy modules (torch, xarray, Prefect) are imported inside the commands that need them.
 """
 
-import shlex
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +24,7 @@ from flows.cli_options import (
     load_settings,
     now,
     options,
+    own_command,
     parse_time,
 )
 from flows.console import errors_to_exit_codes, out
@@ -303,7 +302,7 @@ def train(
                 lead_frames=lead_frames, learning_rate=learning_rate, accumulate=accumulate, feed=feed, loss=loss,
                 gradient_weight=gradient_weight, adversarial=adversarial, validate_every=validate_every,
                 patience=patience, seed=seed, bf16=bf16, data_only=data_only,
-                command="nowcast " + shlex.join(_without_paths(sys.argv[1:])),
+                command=own_command(),
             )  # fmt: skip
         except ValidationError as err:
             raise SettingsError("; ".join(f"--{e['loc'][0]} {e['input']}: {e['msg']}" for e in err.errors())) from err
@@ -318,11 +317,6 @@ def train(
 
             result = operations.train(settings, domains, request, now(), show)
         console.print_training(result, as_json)
-
-
-def _without_paths(arguments: list[str]) -> list[str]:
-    """Command-line words for the card; absolute paths say nothing to others and are cut to their last part."""
-    return [Path(a).name if a.startswith("/") else a for a in arguments]
 
 
 def _flows_wanted(settings: Any, use_prefect: bool) -> bool:

@@ -1,7 +1,5 @@
 """The commands ``nowcast dataset``: training data as a folder."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from flows import console
-from flows.cli_options import AsJson, Changes, Config, From, To, UnusedConfig, Verbose, load_settings, now
+from flows.cli_options import AsJson, Changes, Config, From, To, UnusedConfig, Verbose, load_settings, now, own_command
 from flows.console import errors_to_exit_codes, out
 
 dataset_app = typer.Typer(help="Training data from the archive.", no_args_is_help=True)
@@ -51,9 +49,8 @@ def build(
             )  # fmt: skip
         except ValidationError as err:
             raise SettingsError("; ".join(f"{e['loc'][0]} {e['input']}: {e['msg']}" for e in err.errors())) from err
-        command = "nowcast " + shlex.join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
         with console.progress_bars(as_json) as progress:
-            built = dataset.build(chosen, open_store(settings), folder, request, command, now(), progress)
+            built = dataset.build(chosen, open_store(settings), folder, request, own_command(), now(), progress)
         if as_json:
             console.print_json(built)
             return

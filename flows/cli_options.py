@@ -1,10 +1,17 @@
 """Options that the commands share, and how they become settings."""
 
+import shlex
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+def own_command() -> str:
+    """The command line for a card; absolute paths say nothing to others and are cut to their last part."""
+    return "nowcast " + shlex.join(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])
 
 
 def parse_time(text: str) -> datetime:

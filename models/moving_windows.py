@@ -90,10 +90,8 @@ class MovingWindows:
         self.series = series
         self._times = {part: [getattr(one, part) for one in series] for part in (TRAIN, VALIDATION)}
         # a long or large series has more to tell, but neighbours resemble each other
-        self._shares = {}
-        for part, times in self._times.items():
-            size = np.array([(len(t) * one.pixels[0].size) ** 0.5 for t, one in zip(times, series, strict=True)])
-            self._shares[part] = size / max(size.sum(), 1.0)
+        size = np.array([(len(one.train) * one.pixels[0].size) ** 0.5 for one in series])
+        self._shares = size / max(size.sum(), 1.0)
         if not self.count(TRAIN):
             raise ValueError("there is no time to learn from in these data")
 
@@ -102,16 +100,23 @@ class MovingWindows:
         return sum(map(len, self._times[part]))
 
     def sample(self, part: str, number: int) -> Sample:
-        """See ``models.training.Samples``; wet times are drawn more often, by their weights."""
+        """See ``models.training.Samples``; wet times are drawn more often, by their weights.
+
+        Those of validation are neither drawn nor turned: each time comes once before any comes again.
+        """
         rng = np.random.default_rng((self.seed, (TRAIN, VALIDATION).index(part), number))
-        n = int(rng.choice(len(self.series), p=self._shares[part]))
+        if part == VALIDATION:
+            every_time = [
+                (one, int(t)) for one, times in zip(self.series, self._times[part], strict=True) for t in times
+            ]
+            one, time = every_time[number % len(every_time)]
+            return self._at(one, time, *self._place(one, time, rng))
+        n = int(rng.choice(len(self.series), p=self._shares))
         one, times = self.series[n], self._times[part][n]
         weights = one.weights[times].astype(np.float64)
         time = int(rng.choice(times, p=weights / weights.sum()))
         made = self._at(one, time, *self._place(one, time, rng))
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        if part == VALIDATION:
-            return made
         return Sample(turned(made.pixels, turns, flip), turned(made.observed, turns, flip))
 
     def _place(self, one: Series, time: int, rng: np.random.Generator) -> tuple[int, int]:

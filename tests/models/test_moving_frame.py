@@ -82,6 +82,12 @@ def test_samples_repeat_and_validation_is_neither_turned_nor_learnt_from():
     windows = MovingWindows([one], 3, 6, 64, seed=1)
     first, again = windows.sample("validation", 4), windows.sample("validation", 4)
     assert np.array_equal(first.pixels, again.pixels)
+    count, now = windows.count("validation"), []
+    windows._at = lambda series, time, *place: now.append(time)
+    for number in range(2 * count):
+        windows.sample("validation", number)
+    del windows._at
+    assert sorted(now[:count]) == sorted(now[count:]) == one.validation.tolist()
     # the last time to learn from has one frame after it in its part; what comes later is another part
     last = windows._at(one, 10, 0, 0)
     assert last.observed[3].any() and not last.observed[4:].any()
