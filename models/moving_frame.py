@@ -21,7 +21,7 @@ from models.networks.network import Network
 # how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
 SURE = 60.0
 # how place and texture are weighed at long lead times, for each level of an ordinal head; chosen by looking at Finland
-# and Brisbane (docs/networks.md). In the first minutes motion alone is nearly right: there the moved frame counts more, as it is
+# and Brisbane (docs/networks.md). In the first minutes motion alone is nearly right: there the moved frame counts more
 LATE = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
 EARLY_TEXTURE, EARLY_MINUTES, SMOOTH_MINUTES = 20.0, 10.0, 20.0
 
