@@ -36,12 +36,15 @@ class MovingFrame(nn.Module):
         network: trained on ``MovingWindows``.
         cadence_minutes, spacing_m: of the frames it will get.
         rain: what their pixels mean.
+        input_frames: common steps that it was trained to look at; 0 are as many as it needs.
 
     Raises:
         ValueError: a head that cannot be carried.
     """
 
-    def __init__(self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain) -> None:
+    def __init__(
+        self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain, input_frames: int = 0
+    ) -> None:
         super().__init__()
         if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(LATE.texture)):
             raise ValueError(
@@ -50,7 +53,8 @@ class MovingFrame(nn.Module):
         self.network, self.rain = network, rain
         self.minutes = cadence_minutes
         self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
-        self.min_frames = max(4, self.step * (network.min_frames - 1) + 1)
+        self.input_frames = max(network.min_frames, input_frames)
+        self.min_frames = max(4, self.step * (self.input_frames - 1) + 1)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -67,7 +71,7 @@ class MovingFrame(nn.Module):
         check_input(frames, observed, leads, channels=1, min_frames=self.min_frames, min_side=16)
         with torch.autocast(frames.device.type, enabled=False):  # motion of a tenth of a cell is not for bfloat16
             motion = estimate_motion(frames[:, :, 0], observed[:, :, 0])
-        count = self.network.min_frames
+        count = self.input_frames
         seen_now, last = observed[:, -1], frames[:, -1] * observed[:, -1]
         way = list(departures(seen_now, motion, max(leads, self.step * (count - 1))))
         past, covered = [last], [seen_now]

@@ -136,7 +136,7 @@ class Loader:
         # in the moving frame a network serves several kinds of frames, each in its own way
         key = (domain.model, *((domain.cadence_minutes, spacing_m, domain.zr, domain.scale) if card.moving else ()))
         if key not in self._forecasters:
-            method = _in_moving_frame(network, domain, spacing_m) if card.moving else network
+            method = _in_moving_frame(network, card, domain, spacing_m) if card.moving else network
             self._forecasters[key] = Forecaster(
                 method,
                 device=settings.device,
@@ -158,12 +158,13 @@ def _area_matched(domain: Domain, spacing_m: float) -> Any:
     return AreaMatched(domain.cadence_minutes, spacing_m, tuple(levels))
 
 
-def _in_moving_frame(network: Any, domain: Domain, spacing_m: float) -> Any:
+def _in_moving_frame(network: Any, card: Any, domain: Domain, spacing_m: float) -> Any:
     from models.moving_frame import MovingFrame
     from models.moving_windows import Rain
 
     rain = Rain(domain.zr.a, domain.zr.b, domain.scale.dbz_min, domain.scale.dbz_max)
-    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain)
+    frames = int(card.training.get("input_frames", 0))
+    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames)
 
 
 # a forecast that is wanted: for which domain, from what

@@ -18,6 +18,7 @@ from models.networks.one_step import OneStepNetwork
 TILE = 10  # pixels between two filters
 VIEW = 70  # pixels that a filter is made from
 MARGIN = (VIEW - TILE) // 2
+STILL = 6.0  # logit of the middle tap of a filter that starts still; that of 21 taps keeps 0.95 in its place
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class DynamicConvConfig:
         widths: channels of the sub-network.
         blend: mix the results of neighbouring filters, so that no seams show; False is the paper's patches.
         channels: input and output channels, which share the filters.
+        from_newest: filters start as those that leave the newest frame nearly as it is: for the moving frame.
     """
 
     input_frames: int = 4
@@ -37,6 +39,7 @@ class DynamicConvConfig:
     widths: tuple[int, int, int, int] = (32, 32, 64, 128)
     blend: bool = True
     channels: int = 1
+    from_newest: bool = False
 
 
 class DynamicConvNet(OneStepNetwork):
@@ -58,6 +61,11 @@ class DynamicConvNet(OneStepNetwork):
             nn.Conv2d(c, d, 6), nn.LeakyReLU(slope),
             nn.Conv2d(d, 2 * config.taps, 1),
         )  # fmt: skip
+        if config.from_newest:
+            taps = self.filters[-1]
+            nn.init.zeros_(taps.weight)  # type: ignore[arg-type]
+            middle = torch.arange(2 * config.taps) % config.taps == config.taps // 2
+            taps.bias.data.copy_(STILL * middle)  # type: ignore[operator,union-attr]
 
     def influence(self, frames: int, leads: int) -> int:
         """See ``Network``: a pixel goes as far as a filter reaches, or decides a filter that serves another tile."""

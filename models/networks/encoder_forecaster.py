@@ -30,6 +30,8 @@ class EncoderForecasterConfig:
         peepholes: gates also look at the cell state (Shi et al. 2015).
         attention: the forecaster attends to the encoder's past, against blur (the next step named by Wu 2019).
         head, levels: see ``models.heads.Head``.
+        from_newest: every output is a correction of the frame before it, the newest one first, and at first none: for
+            the moving frame, where persistence is a good guess.
     """
 
     widths: tuple[int, ...] = (64, 32, 32)
@@ -41,10 +43,15 @@ class EncoderForecasterConfig:
     attention: bool = False
     head: str = "value"
     levels: tuple[float, ...] = ()
+    from_newest: bool = False
 
 
 class EncoderForecaster(Network):
-    """Encoder reads J frames, forecaster writes K frames; any J, K, height and width."""
+    """Encoder reads J frames, forecaster writes K frames; any J, K, height and width.
+
+    Raises:
+        ValueError: corrections of a frame that the head does not describe by values or by ordinal levels.
+    """
 
     takes_teacher = True
 
@@ -70,6 +77,13 @@ class EncoderForecaster(Network):
             nn.Conv2d(config.widths[-1], outputs, (1, config.head_width)),
         )
         self.attention = TemporalAttention(config.widths[-1]) if config.attention else None
+        if config.from_newest:
+            if config.head not in {"value", "ordinal"}:
+                raise ValueError(f"from_newest needs a head of values or ordinal levels, got {config.head!r}")
+            if self.output.logits:  # how steeply the chance of a level rises with the value
+                self.slope = nn.Parameter(torch.full((self.output.logits, 1, 1), 20.0))
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def influence(self, frames: int, leads: int) -> int:
         """See ``Network``: every layer of every step looks half a kernel further, the output half its width."""
@@ -81,17 +95,19 @@ class EncoderForecaster(Network):
         """See ``Network.roll_out``."""
         past, states = self._encode(self._to_patches(frames))
         memory = None if self.attention is None else self.attention.remember(past)
-        first = torch.zeros_like(frames[:, 0])  # the forecaster starts on an empty frame
+        # the forecaster starts on an empty frame, or on the one to correct
+        first = frames[:, -1] if self.config.from_newest else torch.zeros_like(frames[:, 0])
         known = feed.known
         if known is not None:
-            xs = self._to_patches(torch.cat((first.unsqueeze(1), known[:, : leads - 1]), dim=1))
+            fed = torch.cat((first.unsqueeze(1), known[:, : leads - 1]), dim=1)
+            xs = self._to_patches(fed)
             for cell, state in zip(self._cells(self.forecaster), states, strict=True):
                 xs = cell.scan(xs, state)[0]
-            return torch.stack([self._read(h, memory) for h in xs], dim=1)
+            return torch.stack([self._read(h, memory, x) for h, x in zip(xs, fed.unbind(dim=1), strict=True)], dim=1)
         x, outputs = first, []
         for k in range(leads):
             h = self._step(self.forecaster, F.pixel_unshuffle(x, self.config.patch), states)
-            outputs.append(self._read(h, memory))
+            outputs.append(self._read(h, memory, x))
             x = feed(self.output.values(outputs[-1]), k)
         return torch.stack(outputs, dim=1)
 
@@ -114,10 +130,16 @@ class EncoderForecaster(Network):
         """(batch, time, channel, height, width) -> (time, batch, depth, height / patch, width / patch)."""
         return F.pixel_unshuffle(frames.transpose(0, 1), self.config.patch)
 
-    def _read(self, h: Tensor, memory: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _read(self, h: Tensor, memory: tuple[Tensor, Tensor] | None, fed: Tensor) -> Tensor:
         if self.attention is not None and memory is not None:
             h = self.attention(h, memory)
-        return F.pixel_shuffle(self.head(h), self.config.patch)
+        made = F.pixel_shuffle(self.head(h), self.config.patch)
+        if not self.config.from_newest:
+            return made
+        if not self.output.logits:
+            return fed + made
+        levels = torch.tensor(self.output.levels, device=fed.device).view(-1, 1, 1)
+        return made + torch.cat((self.slope * (fed[:, :1] - levels), fed), dim=1)
 
     @staticmethod
     def _cells(stack: nn.ModuleList) -> list[ConvLSTMCell]:
