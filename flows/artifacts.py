@@ -53,6 +53,21 @@ def publish_training(name: str, domains: list[str], result: Any) -> None:
     create_markdown_artifact(text, key=artifact_key("train", name))
 
 
+def publish_retraining(done: Any) -> None:
+    """What became of a challenger, and why, condition by condition."""
+    from prefect.artifacts import create_markdown_artifact
+
+    holds = {True: "yes", False: "no"}
+    rows = [f"| {c['name']} | {holds.get(c['holds'], 'cannot be told')} | {c['text']} |" for c in done.checks]
+    table = "\n".join(["| condition | holds | found |", "|---|---|---|", *rows]) if rows else ""
+    page = f"The comparison lies at `{done.page}`.\n\n" if done.page else ""
+    text = (
+        f"# Retraining of {done.domain}: {done.state}\n\n{done.challenger} against {done.model}: {done.reason}\n\n"
+        f"{page}{table}"
+    )
+    create_markdown_artifact(hide_secrets(text), key=artifact_key("retrain", done.domain))
+
+
 def publish_housekeeping(done: Any, days: int, problems: list[str]) -> None:
     """What went, what stays and why, and how many days of the archive were packed."""
     from prefect.artifacts import create_markdown_artifact

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flows import cli_dataset, cli_info, cli_keep, cli_serve, cli_status, console
+from flows import cli_dataset, cli_info, cli_keep, cli_models, cli_serve, cli_status, console
 from flows.cli_options import (
     AsJson,
     Changes,
@@ -36,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(cli_models.retrain)
 app.command()(cli_serve.up)
 app.command()(cli_serve.live)
 app.command()(cli_status.status)

@@ -186,11 +186,15 @@ def make_moving(
     name: str,
     report: Report,
     device: str = "cpu",
+    initial: Network | None = None,
+    lineage: dict[str, Any] | None = None,
 ) -> Made:
     """``make`` in the moving frame, on a dataset of ``models.dataset``; without validation the last weights count.
 
     Args:
         notes: what the dataset's card says; goes into that of the model.
+        initial: begin with its weights, if its architecture is the same.
+        lineage: more for the card: parent, version of the software.
     """
     if out.exists():
         raise checkpoint.CheckpointError(f"{out} exists already; choose another name")
@@ -207,6 +211,9 @@ def make_moving(
     config = configuration(recipe, common)
     torch.manual_seed(task.seed)
     network = zoo.build(recipe.network, config).to(device)
+    continued = initial is not None and _same_architecture(network, initial)
+    if initial is not None and continued:
+        network.load_state_dict(initial.state_dict())
     loss_name = recipe.loss or _LOSSES.get(network.output.kind, "balanced")
     loss = losses.named(loss_name, network.output, common.classes[1:], recipe.gradient_weight)
     samples = MovingWindows(list(series.values()), task.input_frames, task.lead_frames, recipe.crop, task.seed)
@@ -227,9 +234,16 @@ def make_moving(
             "terms": {key: one.facts.about.get("license") for key, one in series.items()},
             "periods": {key: one.facts.about.get("period") for key, one in series.items()},
             "loss": loss_name,
+            "continued": continued,
+            **(lineage or {}),
         },
     )
     return _trained(recipe, network, samples, loss, dataset.fingerprint(series), card, out, report)
+
+
+def _same_architecture(one: Network, other: Network) -> bool:
+    of_one, of_other = ({key: value.shape for key, value in n.state_dict().items()} for n in (one, other))
+    return type(one) is type(other) and of_one == of_other and one.output == other.output
 
 
 def _trained(

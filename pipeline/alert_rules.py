@@ -67,7 +67,7 @@ def fallback(domain: Domain, timeline: Timeline, alerts: Alerts) -> Iterator[Fin
     if newest is not None and newest.state == "model":
         yield Finding(domain.name, "fallback", "", "good")
     elif newest is not None and row >= alerts.fallback_cycles:
-        asked = f"{newest.method} instead of {domain.model_name}"
+        asked = f"{newest.method} instead of {timeline.model_asked}"
         yield Finding(domain.name, "fallback", "", "bad", f"{row} forecasts by {asked}: {newest.reason}")
     else:
         yield Finding(domain.name, "fallback", "", "unclear")

@@ -28,7 +28,7 @@ from pipeline.storage import process_lives
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 LEASE_S = 30.0
 # so long after its end a lease that nobody gave back is forgotten
 FORGOTTEN_S = 3600.0
@@ -38,6 +38,8 @@ LOOK_S = 0.2
 UPGRADE_S = 600.0
 # a volume in one of these states is looked at again by a later ingest
 RETRIED = ("future", "unreadable")
+# forecasts: live, later, or live beside those that are issued, by a challenger
+KINDS = ("issued", "hindcast", "shadow")
 
 metadata = sa.MetaData()
 
@@ -132,6 +134,18 @@ alerts = _table(
     "alerts",
     {"domain": sa.String(40), "kind": sa.String(40), "subject": sa.String(80), "raised_at": sa.Float},
     {"ended_at": sa.Float, "text": sa.Text, "told": sa.String(12)},
+)
+# trained models that serve a domain, or run beside (pipeline.promotion); ended_at is 0 while it stands
+promotions = _table(
+    "promotions",
+    {"domain": sa.String(40), "name": sa.String(80), "role": sa.String(10), "since": sa.Float},
+    {
+        "ended_at": sa.Float,
+        "checksum": sa.String(64),
+        "instead_of": sa.String(512),  # the model of the settings whose place it takes
+        "reason": sa.Text,
+        "evidence": sa.String(512),  # path of what shows it, below the root
+    },
 )
 leases = _table(
     "leases",

@@ -139,7 +139,7 @@ class _Worker:
     def __init__(self, settings: Settings, domain: Domain) -> None:
         self.settings, self.domain = settings, domain
         self.store, self.catalog = open_store(settings), Catalog(settings.catalog)
-        self.loader = nowcast.Loader(self.store, settings)
+        self.loader = nowcast.Loader(self.store, settings, self.catalog)
 
     def close(self) -> None:
         """Give the catalog's connections back."""

@@ -67,7 +67,8 @@ class Quality(Frozen):
     max_echo_jump: float = Field(0.35, ge=0, le=1)
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A list of a settings file as the tuple that a frozen model holds."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -80,7 +81,7 @@ class Verification(Frozen):
     ``anvil`` is its best deterministic method.
     """
 
-    scales_km: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], BeforeValidator(_as_tuple)] = (
+    scales_km: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], BeforeValidator(as_tuple)] = (
         1.0,
         2.0,
         5.0,
@@ -89,7 +90,7 @@ class Verification(Frozen):
         50.0,
     )
     ignore_faint_echo: bool = False
-    references: Annotated[tuple[Literal["sprog", "anvil", "steps_mean"], ...], BeforeValidator(_as_tuple)] = ()
+    references: Annotated[tuple[Literal["sprog", "anvil", "steps_mean"], ...], BeforeValidator(as_tuple)] = ()
 
     @field_validator("scales_km")
     @classmethod
@@ -158,9 +159,14 @@ class ProjectedGrid(Frozen):
         return crs
 
 
+def model_name(model: str) -> str:
+    """Name of a model that is given by name or by path."""
+    return model.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _as_product(value: Any) -> Any:
     """A list of one is the one."""
-    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else _as_tuple(value)
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else as_tuple(value)
 
 
 def _kind_of_grid(value: Any) -> str:
@@ -196,11 +202,11 @@ class Domain(Frozen):
     verification: Verification = Verification()
     max_gap: int = Field(1, ge=0, le=6)
     lateness: Lateness = Lateness()
-    thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
+    thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
     model: str = Field("convlstm", min_length=1)
     points: dict[str, Position] = Field({}, max_length=1000)
     areas: str = ""
-    warnings: Annotated[tuple[WarningRule, ...], BeforeValidator(_as_tuple)] = Field((), max_length=1000)
+    warnings: Annotated[tuple[WarningRule, ...], BeforeValidator(as_tuple)] = Field((), max_length=1000)
     institution: str = Field("not stated; the operator of this system is responsible for its use", max_length=500)
     license: str = Field("terms of the radar data's producer apply", max_length=2000)
     name: str = ""
@@ -234,7 +240,7 @@ class Domain(Frozen):
     @property
     def model_name(self) -> str:
         """The model's name, also where ``model`` is a path."""
-        return self.model.rstrip("/").rsplit("/", 1)[-1]
+        return model_name(self.model)
 
     @property
     def horizon(self) -> timedelta:

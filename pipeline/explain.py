@@ -134,7 +134,9 @@ def explain(domain: Domain, store: Store, catalog: Catalog, time: datetime, now:
         return found
     c = tables.cycles.c
     of_time = sa.and_(c.domain == domain.name, c.reference_time == times.seconds(time))
-    rows = catalog.read(sa.select(tables.cycles).where(of_time).order_by(c.kind.desc(), c.revision))
+    rows = catalog.read(
+        sa.select(tables.cycles).where(of_time).order_by((c.kind == "issued").desc(), c.kind, c.revision)
+    )
     instants = [time - n * domain.cadence for n in reversed(range(domain.input_frames))]
     frames = _frame_rows(catalog, domain, instants[0], time + domain.horizon)
     read = {row["path"]: _product(store, row) for row in rows if row["state"] == "published"}
@@ -307,7 +309,7 @@ def _volume(row: Row | None, one: dict[str, Any] | None) -> VolumeFacts:
 def _entries(store: Store, domain: Domain, time: datetime, first: datetime, volumes: list[Row]) -> list[dict[str, Any]]:
     """What the journal says of the cycle, its volumes, its frames and its removal."""
     keys = {row["key"] for row in volumes}
-    names = {f"{kind} {times.iso(time)}" for kind in ("issued", "hindcast")}
+    names = {f"{kind} {times.iso(time)}" for kind in tables.KINDS}
     days = {f"{first:%Y-%m-%d}", f"{time:%Y-%m-%d}"}
     found = []
     # nothing is told of a time long before it, and a journal grows for years

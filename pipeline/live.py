@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import nowcast, times
+from pipeline import nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import NowcastError
@@ -113,7 +113,7 @@ class Live:
     ) -> None:
         self.settings, self.store, self.catalog, self.clock, self.intake = settings, store, catalog, clock, intake
         self._issue, self._after = step(self._issue_batch), after
-        self._loader = nowcast.Loader(store, settings)
+        self._loader = nowcast.Loader(store, settings, catalog)
         known = {row["domain"]: row for row in catalog.read(sa.select(tables.feeds))}
         self._behind = ""  # domain of whose backlog a piece is being taken in, one at a time for all
         self.feeds = [self._open(domain, known.get(name)) for name, domain in sorted(settings.domains.items())]
@@ -138,6 +138,7 @@ class Live:
         outcomes = self._issue(due)
         self._learn(outcomes)
         self._after(outcomes)
+        self._shadow(due)
         give_back_freed()
         return 0.0
 
@@ -324,6 +325,22 @@ class Live:
         first = min(feed.due_since for feed in self.feeds if feed.due_since is not None)
         left = self.settings.live.batch_wait_s - (now - first).total_seconds()
         return left if late else 0.0
+
+    def _shadow(self, wanted: Sequence[Wanted]) -> None:
+        """What was forecast, once more by the challengers that run beside; nobody is told, and nothing waits for it."""
+        try:
+            beside = {w.domain.name: row for w in wanted if (row := promotion.in_shadow(self.catalog, w.domain))}
+            mine = [w for w in wanted if w.domain.name in beside]
+
+            def load(domain: Domain, spacing_m: float) -> nowcast.Methods:
+                row = beside[domain.name]
+                return self._loader.of(domain, spacing_m, promotion.Candidate(row["name"], row["checksum"]))
+
+            for outcome in issue(self.store, self.catalog, load, mine, promotion.SHADOW, self.clock):
+                if outcome.error is not None:
+                    log.warning("%s in shadow: %s", outcome.domain, outcome.reason)
+        except NowcastError as err:
+            log.warning("nothing is forecast in shadow: %s", err)
 
     def _issue_batch(self, wanted: Sequence[Wanted]) -> list[Outcome]:
         return list(issue(self.store, self.catalog, self._loader.methods, wanted, "issued", self.clock))

@@ -6,7 +6,7 @@ model -> optical flow -> last frame.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import product, publish, times
-from pipeline.domain import Domain
+from pipeline.catalog import Catalog
+from pipeline.domain import Domain, model_name
 from pipeline.errors import ModelRefused
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
 from pipeline.frames.sequences import InputSequence
+from pipeline.promotion import Candidate, candidates
 from pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -38,12 +40,15 @@ class Methods:
     """What a domain forecasts with, loaded once per process.
 
     Attributes:
-        model: None if it was refused.
-        refused: why.
+        model: None if it was refused, or needs no network.
+        model_name: of what forecasts.
+        asked: of what should; another one if that cannot be used.
+        refused: why there is no model, or another one.
     """
 
     model: "Forecaster | None"
     model_name: str
+    asked: str
     model_checksum: str
     model_limits: str
     refused: str
@@ -55,32 +60,49 @@ class Loader:
     """Loads what domains forecast with; those that ask for the same checkpoint share one network.
 
     Args:
-        store: whose models are looked through after the shipped ones.
+        store: whose models are looked through before the shipped ones.
+        catalog: that knows what was promoted.
     """
 
-    def __init__(self, store: Store, settings: "Settings") -> None:
+    def __init__(self, store: Store, settings: "Settings", catalog: Catalog) -> None:
         from models.baselines.last_frame import LastFrame
         from models.baselines.optical_flow import OpticalFlow
         from models.forecaster import Forecaster
 
-        self.store, self.settings = store, settings
+        self.store, self.settings, self.catalog = store, settings, catalog
         self._optical_flow = Forecaster(OpticalFlow(), threads=settings.threads)
         self._last_frame = Forecaster(LastFrame(), threads=settings.threads)
         self._networks: dict[str, tuple[Any, Any]] = {}
         self._forecasters: dict[tuple[Any, ...], Forecaster] = {}
-        self._methods: dict[tuple[str, float], Methods] = {}
+        self._methods: dict[tuple[str, float, Candidate], Methods] = {}
 
     def methods(self, domain: Domain, spacing_m: float) -> Methods:
-        """The domain's model, if it was trained for such frames, and its fallbacks."""
-        key = (domain.name, spacing_m)
+        """The model that serves the domain now, if it was trained for such frames, and its fallbacks.
+
+        A promoted model that cannot be used leaves its place to the one before it.
+        """
+        there = candidates(self.catalog, domain)
+        refused: list[str] = []
+        for one in there:
+            loaded = self.of(domain, spacing_m, one)
+            if not loaded.refused:
+                break
+            refused.append(loaded.refused)
+        if not refused:
+            return loaded
+        return replace(loaded, asked=model_name(there[0].name), refused="; ".join(refused))
+
+    def of(self, domain: Domain, spacing_m: float, one: Candidate) -> Methods:
+        """One model for a domain, and its fallbacks."""
+        key = (domain.name, spacing_m, one)
         if key not in self._methods:
-            loaded = self._load(domain, spacing_m)
+            loaded = self._load(domain.model_copy(update={"model": one.name}), spacing_m, one.checksum)
             if loaded.refused:
                 return loaded  # a checkpoint that is missing now may be there with the next cycle
             self._methods[key] = loaded
         return self._methods[key]
 
-    def _load(self, domain: Domain, spacing_m: float) -> Methods:
+    def _load(self, domain: Domain, spacing_m: float, wanted: str) -> Methods:
         from models.baselines.rover import Rover
         from models.forecaster import Forecaster
 
@@ -96,12 +118,16 @@ class Loader:
             elif domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
                 model, card = self._network(domain, spacing_m)
                 checksum, limits = card.checksum, card.limits
+                if wanted not in {"", checksum}:
+                    raise ModelRefused(f"model {card.name} is {checksum[:12]} now, {wanted[:12]} was promoted")
         except (ModelRefused, ValueError) as err:
             refused = str(err)
-            log.warning("model refused, optical flow serves: %s", refused)
+            log.warning("model refused: %s", refused)
+            model = None
         return Methods(
             model=model,
             model_name=domain.model_name,
+            asked=domain.model_name,
             model_checksum=checksum,
             model_limits=limits,
             refused=refused,
@@ -238,14 +264,16 @@ def _choose(
     method, checksum, chosen = methods.model_name, methods.model_checksum, network
     if chosen is None:
         method, checksum, chosen = OPTICAL_FLOW, "", flow
-    if chosen is None or domain.model == LAST_FRAME:
+    asked = methods.model_name == LAST_FRAME
+    if chosen is None or asked:
         method, checksum, chosen = LAST_FRAME, "", last
-        asked = domain.model == LAST_FRAME
-        reason = "" if asked else "; ".join(text for text in (reason, flow_failure) if text)
+        reason = methods.refused if asked else "; ".join(text for text in (reason, flow_failure) if text)
     pixels, extrapolated, exceedance = chosen
     state = product.lead_states(pixels[:, 0], sequence.observed[-1], extrapolated)
     limits = methods.model_limits if checksum else ""
-    frames = product.ForecastFrames(pixels, state, method, checksum, reason, limits, exceedance)
+    frames = product.ForecastFrames(
+        pixels, state, method, checksum, reason or methods.refused, methods.asked, limits, exceedance
+    )
     return publish.Made(frames, {OPTICAL_FLOW: None if flow is None else flow[0][:, 0], LAST_FRAME: last[0][:, 0]})
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pipeline import logs, nowcast, times
+from pipeline import logs, nowcast, promotion, times
 from pipeline.catalog import Catalog
 from pipeline.cycles import issue_cycles
 from pipeline.domain import Domain
@@ -337,6 +337,41 @@ def train(
     )
 
 
+def retrain(
+    settings: Settings,
+    domain_name: str,
+    now: datetime,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    challenger: str = "",
+    anew: bool = False,
+    step: Step = bare,
+    progress: Progress = no_progress,
+) -> Any:
+    """Train a challenger on the newest archive, compare it with the model in use, and promote it if it is better.
+
+    One that was killed goes on where it was. The model in use serves on, whatever happens here.
+
+    Args:
+        start, end: of the window, instead of the newest ``retrain.window_days``.
+        challenger: a model that is there already; nothing is trained.
+        anew: forget a retraining that is not finished.
+    """
+    from pipeline.retrain import run as retraining
+
+    domain = settings.domain(domain_name)
+    store, catalog = open_root(settings)
+    with closing(catalog), logs.log_context(domain=domain_name), catalog.lease(f"retrain/{domain_name}") as lease:
+        if lease is None:
+            raise NowcastError(f"another process retrains {domain_name}; nothing was begun")
+        work = retraining.open_work(settings, domain, store, catalog, start, end, challenger, anew, now)
+        if isinstance(work, retraining.Retrained):
+            return work
+        why_not = step(retraining.train)(work, progress)
+        evidence = None if why_not else step(retraining.compare)(work, progress)
+        return step(retraining.conclude)(work, now, why_not, evidence)
+
+
 def open_root(settings: Settings) -> tuple[Store, Catalog]:
     """Store and catalog of the settings, with what a killed process left cleaned away."""
     store = open_store(settings)
@@ -392,6 +427,8 @@ def _issue(
     methods: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     products, problems = [], list(report.problems)
+    with closing(Catalog(settings.catalog)) as catalog:
+        asked = promotion.in_use(catalog, domain)
     for reference_time, outcome in outcomes.items():
         report.notes += outcome.warnings
         states[outcome.state] += 1
@@ -402,8 +439,8 @@ def _issue(
         products.append(outcome.path)
         if outcome.reason:
             notes[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
-        elif outcome.state == "unchanged" and outcome.method != domain.model_name:
-            notes[f"stands as published by {outcome.method}, although the model is now {domain.model_name}"] += 1
+        elif outcome.state == "unchanged" and outcome.method != asked:
+            notes[f"stands as published by {outcome.method}, although the model is now {asked}"] += 1
     if kind == "issued":
         with closing(Catalog(settings.catalog)) as catalog:
             problems += deliver(domain, open_store(settings), catalog)
@@ -432,13 +469,18 @@ def _unusable_model(settings: Settings, domain: Domain) -> list[str]:
     """A model that is absent or damaged is a mistake to mend, although forecasts went out without it."""
     from models import checkpoint
 
-    if domain.model in nowcast.UNTRAINED:
-        return []
-    try:
-        checkpoint.load(checkpoint.find(domain.model, (open_store(settings).models(domain.model),)))
-    except checkpoint.CheckpointError as err:
-        return [f"domains.{domain.name}.model: {err}"]
-    return []
+    store, problems = open_store(settings), []
+    with closing(Catalog(settings.catalog)) as catalog:
+        serving = promotion.candidates(catalog, domain)
+    for one in serving:
+        if one.name in nowcast.UNTRAINED:
+            continue
+        try:
+            checkpoint.load(checkpoint.find(one.name, (store.models(one.name),)))
+        except checkpoint.CheckpointError as err:
+            what = f"the promotion of {one.name}" if one.checksum else f"domains.{domain.name}.model"
+            problems.append(f"{what}: {err}")
+    return problems
 
 
 def _verify(

@@ -37,6 +37,7 @@ class ForecastFrames:
         method: what made it: the model's name, ``optical_flow`` or ``last_frame``.
         model_checksum: of the model; empty for a baseline.
         fallback: why it is not the domain's model; empty if it is.
+        asked: name of the model that should have made it.
         limits: what a user should know of the model, from its card.
         exceedance: for thresholds of the domain (mm/h) the probability that the rain rate reaches them,
             (lead, rows, columns) uint8 in 1/255; empty if the method gives none.
@@ -47,6 +48,7 @@ class ForecastFrames:
     method: str
     model_checksum: str
     fallback: str
+    asked: str
     limits: str = ""
     exceedance: dict[float, Pixels] = field(default_factory=dict)
 
@@ -61,7 +63,7 @@ class Identity:
     """Which product this is."""
 
     reference_time: datetime
-    kind: str  # issued or hindcast
+    kind: str  # issued, hindcast or shadow
     revision: int
     issue_time: datetime
 
@@ -288,7 +290,7 @@ def _attributes(
         "revision": identity.revision,
         "reference_time": reference,
         "method": forecast.method,
-        "model_name": domain.model_name,
+        "model_name": forecast.asked,
         "model_checksum_sha256": forecast.model_checksum,
         "model_limits": forecast.limits,
         "fallback_reason": forecast.fallback,

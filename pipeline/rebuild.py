@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import packing, times
+from pipeline import packing, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, StoreUnavailable
@@ -68,7 +68,7 @@ def rebuild(
             table: catalog.read(sa.select(table).where(table.c.domain == domain.name))
             for table in (tables.frames, tables.cycles, tables.volumes)
         }
-        mine = [e for e in journal if e.get("domain", e.get("cycle", {}).get("domain")) == domain.name]
+        mine = [e for e in journal if _domain_of(e) == domain.name]
         frames = _frames(domain, store, standing[tables.frames], result, progress)
         published = _cycles(domain, store, standing[tables.cycles], result)
         skipped = _skipped(mine, standing[tables.cycles], published)
@@ -78,6 +78,7 @@ def rebuild(
             tables.cycles: published + skipped,
             tables.scores: _scores(domain, store, result),
             tables.volumes: volumes,
+            tables.promotions: promotion.rows_of_journal(mine),
         }
         result.frames += len(frames)
         result.forecasts += len(published)
@@ -90,6 +91,10 @@ def rebuild(
                 catalog.upsert(connection, table, found)
     result.unknown = _unknown_domains(domains, store, catalog)
     return result
+
+
+def _domain_of(entry: dict[str, Any]) -> Any:
+    return entry.get("domain", (entry.get("cycle") or entry.get("promotion") or {}).get("domain"))
 
 
 def _skipped(journal: list[dict[str, Any]], standing: list[Row], published: list[Row]) -> list[Row]:

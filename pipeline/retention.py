@@ -76,7 +76,7 @@ def housekeep(
 ) -> Housekept:
     """Remove what is old enough and not needed; live ingest and forecasts go on meanwhile."""
     result = Housekept(dry_run)
-    periods = training_periods(settings, store) if settings.retention.frames_days else {}
+    periods = training_periods(settings, store, catalog) if settings.retention.frames_days else {}
     journal = [e for e in store.read_journal() if e.get("event") == "removed"]
     steps = (_products, _scores, _frames, _quarantine, _rows)
     for domain in settings.domains.values():
@@ -143,7 +143,7 @@ def _products(work: _Work) -> None:
     """Forecasts with all that lies beside them; all revisions of a cycle together."""
     domain, store = work.domain, work.store
     latest = _latest(store, domain)
-    for kind in ("issued", "hindcast"):
+    for kind in tables.KINDS:
         folder = store.root / "products" / domain.name / kind
         groups: dict[datetime, list[Stored]] = defaultdict(list)
         for file in store.listed(folder):

@@ -6,9 +6,10 @@ import sqlalchemy as sa
 
 from pipeline import catalog as tables
 from pipeline import times
-from pipeline.catalog import Row
+from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.nowcast import UNTRAINED
+from pipeline.promotion import candidates
 from pipeline.settings import Settings
 from pipeline.storage import Store
 
@@ -49,7 +50,9 @@ def needing(
     return ""
 
 
-def training_periods(settings: Settings, store: Store) -> dict[str, list[tuple[datetime, datetime, str]]]:
+def training_periods(
+    settings: Settings, store: Store, catalog: Catalog
+) -> dict[str, list[tuple[datetime, datetime, str]]]:
     """Domain -> start, end and model of the frames that models in use were trained on.
 
     A model that cannot be read may have been trained on anything: all frames of the domains then stay.
@@ -57,7 +60,8 @@ def training_periods(settings: Settings, store: Store) -> dict[str, list[tuple[d
     from models import checkpoint
 
     found: dict[str, list[tuple[datetime, datetime, str]]] = {name: [] for name in settings.domains}
-    for model in sorted({domain.model for domain in settings.domains.values()} - UNTRAINED):
+    serving = {one.name for domain in settings.domains.values() for one in candidates(catalog, domain)}
+    for model in sorted(serving - UNTRAINED):
         try:
             card = checkpoint.read_card(checkpoint.find(model, (store.models(model),)))
             periods = card.training.get("periods", {})

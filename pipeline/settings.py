@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from pipeline.domain import Domain, ProjectedGrid
 from pipeline.errors import SettingsError
+from pipeline.retrain.settings import Retrain
 from pipeline.source_settings import Frozen, S3Access
 
 CONFIG_NAME = "nowcast.toml"
@@ -94,6 +95,7 @@ class Settings(Frozen):
     live: Live = Live()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
+    retrain: Retrain = Retrain()
     config_path: Path | None = None
     origins: dict[str, str] = Field(default_factory=dict)
 

@@ -141,7 +141,7 @@ def _domain(
         level=level,
         problems=tuple(text for _, text in sorted(found, key=lambda one: WORST_FIRST.index(one[0]))),
         cadence_minutes=domain.cadence_minutes,
-        model_asked=domain.model_name,
+        model_asked=timeline.model_asked,
         newest_frame=frame,
         frame_age_minutes=_age(frame, now),
         newest_forecast=forecast,
@@ -170,7 +170,7 @@ def _problems(
     newest = timeline.newest
     if newest is not None and newest.state == "fallback" and timeline.fallbacks_in_a_row:
         row = timeline.fallbacks_in_a_row
-        yield "warn", f"{newest.method} serves instead of {domain.model_name} ({row} in a row): {newest.reason}"
+        yield "warn", f"{newest.method} serves instead of {timeline.model_asked} ({row} in a row): {newest.reason}"
     if timeline.since is not None:
         silent = [radar.name for radar in feed.radars if radar.state == "silent" and radar.name != COMPOSITE]
         if silent:

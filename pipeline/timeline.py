@@ -14,6 +14,7 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
+from pipeline.promotion import in_use
 
 DAY = timedelta(hours=24)
 # a forecast that is started at its deadline is out by then
@@ -77,6 +78,7 @@ class Timeline:
         gaps: runs of skipped and unaccounted instants.
         fallbacks: why a fallback served in the last day, times left out, and how often.
         fallbacks_in_a_row: newest issued forecasts that are all by a fallback.
+        model_asked: name of the model that should serve.
     """
 
     since: datetime | None
@@ -89,6 +91,7 @@ class Timeline:
     gaps: tuple[Gap, ...]
     fallbacks: dict[str, int]
     fallbacks_in_a_row: int
+    model_asked: str
 
 
 def read_timeline(catalog: Catalog, domain: Domain, now: datetime) -> Timeline:
@@ -126,6 +129,7 @@ def read_timeline(catalog: Catalog, domain: Domain, now: datetime) -> Timeline:
         gaps=tuple(_gaps(cycles)),
         fallbacks=dict(Counter(f"{c.method}: {_plain(c.reason)}" for c in cycles if c.state == "fallback")),
         fallbacks_in_a_row=next((n for n, state in enumerate(issued_by) if state == "model"), len(issued_by)),
+        model_asked=in_use(catalog, domain),
     )
 
 

@@ -115,4 +115,4 @@ def _ours(domain: Domain, catalog: Catalog, time: datetime) -> Row:
         raise BadInput(
             f"we have no forecast of {domain.name} from {times.iso(time)} to compare with; `nowcast backfill` makes one"
         )
-    return max(rows, key=lambda row: (row["kind"] == "issued", row["revision"]))
+    return max(rows, key=lambda row: (row["kind"] == "issued", row["kind"] == "hindcast", row["revision"]))

@@ -173,6 +173,12 @@ def read_period(
     return sorted(found, key=lambda one: -len(one.reference_times))
 
 
+def of_sums(domain: Domain, kind: str, data: xr.Dataset) -> Verified:
+    """Forecasts whose sums were just made, as ``files.to_dataset`` gives them."""
+    methods = str(data.attrs["methods"]).split()
+    return _verified(domain, methods[0], kind, methods, [_by_block(data)])
+
+
 @lru_cache(maxsize=64)
 def _whole_day(store: Store, path: Path, content_digest: str) -> xr.Dataset:
     return _by_block(files.read(store.get(path)))

@@ -189,8 +189,8 @@ def _section(
         "summary": said,
         "figures": _figures(one, found, whole),
         "tables": [
-            ("Common pixels: observation and every method have a value", _csi_rows(one, found["csi"])),
-            ("All observed pixels: a missing forecast counts as dry", _csi_rows(one, of_all["csi"])),
+            ("Common pixels: observation and every method have a value", csi_rows(one, found["csi"])),
+            ("All observed pixels: a missing forecast counts as dry", csi_rows(one, of_all["csi"])),
         ],
         "counted": _counted(one),
         "forecasts": len(one.reference_times),
@@ -245,7 +245,8 @@ def _figures(one: Verified, found: dict[str, Estimate], whole: bool) -> list[tup
     return made
 
 
-def _csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
+def csi_rows(one: Verified, csi: Estimate) -> list[dict[str, Any]]:
+    """Rows of the table of CSI: lead time, threshold, and of each method value, interval and whether it is best."""
     rows = []
     for lead in nearest(one.axes["lead"], TABLE_LEADS_MINUTES):
         for t, threshold in enumerate(one.axes["threshold"]):

@@ -17,6 +17,7 @@ from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import NotForecast, SettingsError, StoreUnavailable
+from pipeline.promotion import SHADOW
 from pipeline.storage import Store
 from pipeline.viewer import coast
 from pipeline.viewer.forecast import read_forecast
@@ -86,11 +87,13 @@ def write_page(
 def newest_forecast(domain: Domain, catalog: Catalog, reference_time: datetime | None) -> Row:
     """The newest published forecast, or that of ``reference_time``; of one time the issued before the hindcast.
 
+    What a challenger forecasts beside the live one is shown to nobody.
+
     Raises:
         NotForecast: there is none.
     """
     c = tables.cycles.c
-    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published")
+    query = sa.select(tables.cycles).where(c.domain == domain.name, c.state == "published", c.kind != SHADOW)
     if reference_time is not None:
         query = query.where(c.reference_time == times.seconds(reference_time))
     order = (c.reference_time.desc(), (c.kind == "issued").desc(), c.revision.desc())

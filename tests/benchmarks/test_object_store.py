@@ -32,7 +32,7 @@ def test_publication(new_bucket, tmp_path, cells):
     for name, settings in (("folder", folder), ("bucket", machine)):
         operations.ingest(settings, "small", T0 - timedelta(hours=1), T0, NOW)
         store, catalog = operations.open_root(settings)
-        methods = nowcast.Loader(store, settings).methods(domain, 2000.0)
+        methods = nowcast.Loader(store, settings, catalog).methods(domain, 2000.0)
         publication = publish.Publication("hindcast", 1, times.Clock(NOW), "benchmark", {})
         with catalog.lease("benchmark") as lease:
             for _ in range(ROUNDS):

@@ -62,5 +62,7 @@ def issue(settings, *reference_times, kind="hindcast"):
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
     wanted = [Wanted(domain, time) for time in reference_times]
-    outcomes = issue_cycles(store, catalog, nowcast.Loader(store, settings).methods, wanted, kind, times.Clock(NOW))
+    outcomes = issue_cycles(
+        store, catalog, nowcast.Loader(store, settings, catalog).methods, wanted, kind, times.Clock(NOW)
+    )
     return sorted(outcomes, key=lambda outcome: outcome.reference_time)

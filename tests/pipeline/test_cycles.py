@@ -170,7 +170,7 @@ def test_the_time_of_issue_is_that_of_publication_and_comes_back_after_a_loss(se
     clock = times.Clock(NOW - timedelta(seconds=30), time.monotonic() - 30)
     domain = settings.domain("small")
     wanted = [Wanted(domain, T0)]
-    list(issue_cycles(store, catalog, nowcast.Loader(store, settings).methods, wanted, "issued", clock))
+    list(issue_cycles(store, catalog, nowcast.Loader(store, settings, catalog).methods, wanted, "issued", clock))
     (row,) = catalog.read(sa.select(tables.cycles))
     issued = row["issue_time"] - NOW.timestamp()
     assert 0 <= issued < 25

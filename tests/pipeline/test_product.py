@@ -47,7 +47,9 @@ def write(
     forecast = np.repeat(pixels[None], leads, axis=0)
     state = product.lead_states(forecast, np.ones(grid.shape, bool), np.zeros(forecast.shape, bool))
     state[:, -3:] = NO_COVERAGE
-    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "f" * 64, "", exceedance=exceedance or {})
+    frames = product.ForecastFrames(
+        forecast[:, None], state, "convlstm", "f" * 64, "", "convlstm", exceedance=exceedance or {}
+    )
     built = product.build(
         domain, sequence(grid, pixels, interval=interval), frames, product.Identity(TIME, "hindcast", 1, issue_time)
     )
@@ -146,7 +148,7 @@ def test_amounts_of_instants_and_of_means(tmp_path):
     pixels = corner_rain(LCC)
     forecast = np.repeat(np.zeros_like(pixels)[None], 6, axis=0)  # the rain stops at once
     state = product.lead_states(forecast, np.ones(LCC.shape, bool), np.zeros(forecast.shape, bool))
-    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "", "")
+    frames = product.ForecastFrames(forecast[:, None], state, "convlstm", "", "", "convlstm")
     rate = rate_table(ZR(), Scale(), 0.1)[160]
     identity = product.Identity(TIME, "hindcast", 1, TIME)
     for interval, expected in ((0.0, rate / 12), (600.0, 0.0)):  # half of ten minutes; means over past minutes add up
@@ -173,7 +175,7 @@ def test_moving_rain_leaves_a_trace_and_a_standing_forecast_does_not_move(method
     instants = tuple(TIME - n * domain.cadence for n in (3, 2, 1, 0))
     source = FrameSource(LCC, 0.1, 0.0)
     given = InputSequence(TIME, observed[:, None], state, instants, (), (), ("0" * 64,) * 4, 0.5, source)
-    frames = product.ForecastFrames(forecast[:, None], np.full_like(forecast, ECHO), method, "", "")
+    frames = product.ForecastFrames(forecast[:, None], np.full_like(forecast, ECHO), method, "", "", "convlstm")
     built = product.build(domain, given, frames, product.Identity(TIME, "hindcast", 1, TIME))
     trace = built["rainfall_amount"].values[0, 20, 30:42] * product.ACCUMULATION_STEP_MM
     assert trace.mean() > 1

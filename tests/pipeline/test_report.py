@@ -399,7 +399,7 @@ def test_the_page_does_not_call_it_dry_when_there_was_nothing_to_compare(setting
     store, catalog = operations.open_root(settings)
     domain = settings.domain("small")
     wanted = [Wanted(domain, T0)]
-    list(issue(store, catalog, nowcast.Loader(store, settings).methods, wanted, "hindcast", Clock(NOW)))
+    list(issue(store, catalog, nowcast.Loader(store, settings, catalog).methods, wanted, "hindcast", Clock(NOW)))
     operations.verify(settings, "small", None, None, NOW)
     written, page = page_of(settings, tmp_path)
     assert sum("no pixel where last_frame, optical_flow and the observation" in s for s in written.summary) == 4

@@ -92,7 +92,7 @@ def _work(settings: Settings, lease_s: float, orders: Connection) -> None:
     tables.LEASE_S = lease_s
     domain = settings.domain("small")
     store, catalog = Store(settings.root), Catalog(settings.catalog)
-    methods = nowcast.Loader(store, settings).methods(domain, 2000.0)
+    methods = nowcast.Loader(store, settings, catalog).methods(domain, 2000.0)
     methods = replace(methods, optical_flow=methods.last_frame)  # what is forecast does not matter here
     orders.send(("ready", 0.0))
     while order := orders.recv():

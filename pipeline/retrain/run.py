@@ -1,0 +1,314 @@
+"""One retraining from plan to verdict. Every part finds what was done before, so that one that was killed goes on."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from pipeline import catalog as tables
+from pipeline import dataset, nowcast, promotion, times
+from pipeline.catalog import Catalog
+from pipeline.domain import Domain
+from pipeline.errors import NowcastError, SettingsError, StoreUnavailable
+from pipeline.promotion import Candidate
+from pipeline.retrain import plan as plans
+from pipeline.retrain.decision import BETTER, REJECTED, Verdict, decide
+from pipeline.retrain.evaluation import Evidence, Rivals, evaluate
+from pipeline.retrain.plan import Plan
+from pipeline.settings import Settings
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+PROMOTED, SHADOW, NOT_TRAINED = "promoted", "shadow", "not trained"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What became of one retraining.
+
+    Attributes:
+        state: promoted, shadow (better, and now beside the model in use), rejected, not enough evidence, or not
+            trained.
+        reason: in words.
+        page: the comparison; None if nothing was compared.
+        checks: conditions of the rule: name, whether it holds, what was found.
+    """
+
+    domain: str
+    state: str
+    reason: str
+    model: str
+    challenger: str
+    page: Path | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the parts of a retraining work with."""
+
+    settings: Settings
+    domain: Domain
+    store: Store
+    catalog: Catalog
+    plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        """Of the plan and all that belongs to it."""
+        return plans.folder_of(self.store, self.domain.name, self.plan.id)
+
+
+def train(work: Work, progress: Progress) -> str:
+    """Build the dataset of the window and train the challenger, unless that is done.
+
+    Returns:
+        Why nothing could be trained; empty if the challenger is there.
+
+    Raises:
+        StoreUnavailable: something cannot be written; the next start goes on.
+    """
+    plan, store = work.plan, work.store
+    if plan.problem or plan.given:
+        return plan.problem
+    out = store.models(plan.challenger) / plan.challenger
+    if (out / "card.json").is_file():
+        return ""
+    data = work.folder / "dataset"
+    try:
+        if not data.is_dir():
+            shutil.rmtree(data.with_name(".dataset.half"), ignore_errors=True)  # of a run that was killed
+            _build(work, data, progress)
+        _train(work, data, out, progress)
+    except (StoreUnavailable, OSError) as err:
+        if isinstance(err, StoreUnavailable):
+            raise
+        raise StoreUnavailable(f"{err.filename or out}: cannot be written: {err.strerror or err}") from err
+    except (NowcastError, ValueError, KeyError, TypeError) as err:
+        return str(err.args[0] if isinstance(err, KeyError) else err)
+    store.send(out)
+    shutil.rmtree(data, ignore_errors=True)
+    return ""
+
+
+def _build(work: Work, data: Path, progress: Progress) -> None:
+    plan, chosen = work.plan, work.plan.chosen
+    domains = [work.domain, *(work.settings.domain(name) for name in chosen.also if name != work.domain.name)]
+    request = dataset.DatasetRequest(
+        start=times.parse_time(plan.start),
+        end=times.parse_time(plan.learn_until),
+        validation_share=chosen.tune_share,
+        gap_minutes=chosen.gap_minutes,
+    )
+    command = f"retrain {plan.domain} {plan.id}"
+    built = dataset.build(domains, work.store, data, request, command, times.parse_time(plan.made_at), progress)
+    found = sum(built.train.values())
+    if found < chosen.fewest_times:
+        shutil.rmtree(data, ignore_errors=True)
+        raise NowcastError(
+            f"{found} times with rain to learn from between {plan.start} and {plan.learn_until}, "
+            f"{chosen.fewest_times} are needed (retrain.fewest_times)"
+        )
+    if not built.validation[plan.domain]:
+        shutil.rmtree(data, ignore_errors=True)
+        raise NowcastError(f"no time to tune with before {plan.learn_until}; the window is too short")
+
+
+def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
+    import torch
+
+    from models import checkpoint
+    from models import dataset as datasets
+    from models.forecaster import resolved_device
+    from models.recipe import Recipe, make_moving
+    from models.training_config import TrainingConfig
+
+    chosen, plan = work.plan.chosen, work.plan
+    torch.set_num_threads(work.settings.threads)
+    series, card = datasets.load(data)
+    config = TrainingConfig(
+        input_frames=int(card["input_frames"]),
+        lead_frames=int(card["lead_frames"]),
+        batch=chosen.batch,
+        steps=chosen.steps,
+        minutes=chosen.minutes,
+        learning_rate=chosen.learning_rate,
+        seed=chosen.seed,
+        leads_in_step=chosen.leads_in_step,
+        validate_every=max(1, min(100, chosen.steps // 5)),
+    )
+    recipe = Recipe(
+        network=chosen.network, network_config=chosen.network_config, crop=chosen.crop, training=config
+    )  # fmt: skip
+    initial = None
+    if chosen.start_from == "model" and plan.model_checksum:
+        try:
+            network, parent = checkpoint.load(checkpoint.find(plan.model, (work.store.models(plan.model),)))
+            initial = network if parent.moving else None
+        except checkpoint.CheckpointError as err:
+            log.warning("from scratch, since the model in use cannot be read: %s", err)
+
+    def report(step: int, row: dict[str, float]) -> None:
+        progress("train", step, chosen.steps)
+
+    lineage = {
+        "parent": {"name": plan.model, "checksum": plan.model_checksum},
+        "software_version": plan.software_version,
+        "retraining": plan.id,
+    }
+    device = str(resolved_device(work.settings.device))
+    make_moving(recipe, series, card, out, plan.challenger, report, device, initial=initial, lineage=lineage)
+
+
+def shadow_seconds(work: Work) -> float | None:
+    """Median seconds of the forecasts beside the live ones; None of a challenger that made none."""
+    c = tables.cycles.c
+    mine = sa.and_(c.domain == work.domain.name, c.kind == SHADOW, c.method == work.plan.challenger)
+    stages = [json.loads(row["stages"] or "{}") for row in work.catalog.read(sa.select(c.stages).where(mine))]
+    seconds = [one["forecast"] for one in stages if "forecast" in one]
+    return float(np.median(seconds)) if seconds else None
+
+
+def compare(work: Work, progress: Progress) -> Evidence | None:
+    """Forecasts of both, scored."""
+    loader = nowcast.Loader(work.store, work.settings, work.catalog)
+    return evaluate(
+        work.domain,
+        work.store,
+        _rivals(work, loader),
+        work.plan.between(),
+        work.plan.chosen.forecasts,
+        work.folder / "sums",
+        progress,
+    )
+
+
+def _rivals(work: Work, loader: nowcast.Loader) -> Rivals:
+    from pipeline.frames.archive import Archive
+
+    plan = work.plan
+    source = Archive(work.store, work.domain).source()
+    assert source is not None  # a plan without frames has a problem, and compares nothing
+    challenger = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.challenger))
+    in_use = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.model, plan.model_checksum))
+    if challenger.refused:
+        raise NowcastError(f"the challenger cannot be used: {challenger.refused}")
+    return Rivals(challenger, in_use)
+
+
+def conclude(work: Work, now: datetime, not_trained: str, evidence: Evidence | None) -> Retrained:
+    """Decide, write the verdict and its page, promote or not, and tell the journal."""
+    from pipeline.retrain.page import write_page
+
+    plan, chosen = work.plan, work.plan.chosen
+    verdict = Verdict(NOT_TRAINED, not_trained, ()) if not_trained else decide(evidence, chosen, shadow_seconds(work))
+    state = verdict.state
+    if state == BETTER:
+        state = SHADOW if chosen.shadow_hours and not plan.after_shadow else PROMOTED
+    done = Retrained(
+        domain=plan.domain,
+        state=state,
+        reason=verdict.reason,
+        model=plan.model,
+        challenger=plan.challenger,
+        page=work.folder / "index.html" if evidence is not None else None,
+        checks=[asdict(check) for check in verdict.checks],
+    )
+    done = _act(work, now, done)
+    if evidence is not None:
+        write_page(work.domain, work.store, plan, done, evidence, now)
+    _finish(work, now, done)
+    return done
+
+
+def _act(work: Work, now: datetime, done: Retrained) -> Retrained:
+    """Let a better challenger serve or run beside, unless that was done before a kill; end a shadow that is not."""
+    plan, catalog, domain = work.plan, work.catalog, work.domain
+    shadow = promotion.in_shadow(catalog, domain)
+    mine = shadow is not None and shadow["name"] == plan.challenger
+    if done.state == "rejected" and mine:
+        promotion.demote(work.store, catalog, domain, now, done.reason, promotion.SHADOW)
+    if done.state not in {PROMOTED, SHADOW}:
+        return done
+    if promotion.in_use(catalog, domain) == plan.challenger or (done.state == SHADOW and mine):
+        return done
+    role = promotion.IN_USE if done.state == PROMOTED else promotion.SHADOW
+    shown = work.store.relative(work.folder / "verdict.json")
+    try:
+        promotion.promote(
+            work.store, catalog, domain, plan.challenger, now, done.reason, shown, role, after=plan.model
+        )  # fmt: skip
+    except StoreUnavailable:
+        raise
+    except NowcastError as err:
+        return replace(done, state=REJECTED, reason=f"better, but it cannot serve: {err}")
+    return done
+
+
+def _finish(work: Work, now: datetime, done: Retrained) -> None:
+    content = {**asdict(done), "page": None, "plan": asdict(work.plan), "decided_at": times.iso(now)}
+    entry = {"event": "retrained", "domain": done.domain, "state": done.state, "reason": done.reason}
+    entry |= {"challenger": done.challenger, "model": done.model, "retraining": work.plan.id}
+    work.store.append_journal(now, entry)
+    plans.write(work.store, work.plan, "verdict.json", content)
+    for rest in ("dataset", "sums"):
+        shutil.rmtree(work.folder / rest, ignore_errors=True)
+
+
+def open_work(
+    settings: Settings,
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    start: datetime | None,
+    end: datetime | None,
+    challenger: str,
+    anew: bool,
+    now: datetime,
+) -> Work | Retrained:
+    """The unfinished retraining of a domain, that of the challenger which leaves the shadow, or a new one.
+
+    Args:
+        anew: an unfinished one is forgotten.
+
+    Returns:
+        What there is to say, if a challenger is in the shadow still.
+
+    Raises:
+        SettingsError: an unfinished one would go on, although another one is asked for.
+    """
+    found, chosen = plans.unfinished(store, domain.name), settings.retrain
+    wanted = plans.asked(start, end, challenger)
+    if found is not None and anew:
+        plans.discard(store, found)
+        found = None
+    if found is not None and any(wanted) and wanted != found.asked:
+        raise SettingsError(
+            f"the retraining {found.id} of {domain.name} is not finished: the command without --from, --to and "
+            "--challenger goes on with it, --anew forgets it"
+        )
+    if found is not None:
+        log.info("going on with the retraining %s of %s", found.id, domain.name)
+        return Work(settings, domain, store, catalog, found)
+    shadow = promotion.in_shadow(catalog, domain)
+    if shadow is not None and not any(wanted):
+        until = tables.from_seconds(shadow["since"]) + timedelta(hours=chosen.shadow_hours)
+        if now < until:
+            reason = f"{shadow['name']} forecasts beside until {times.iso(until.replace(microsecond=0))}"
+            return Retrained(domain.name, SHADOW, reason, promotion.in_use(catalog, domain), shadow["name"])
+        before = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
+        first = times.parse_time(before["decide_from"])
+        plan = plans.make(domain, store, catalog, chosen, first, None, shadow["name"], now, decide_from=first)
+    else:
+        plan = plans.make(domain, store, catalog, chosen, start, end, challenger, now)
+    return Work(settings, domain, store, catalog, plan)
