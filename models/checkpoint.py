@@ -41,6 +41,8 @@ class Card:
         product: what one frame is (``surface_rain``), or what its channels are.
         sha256: checksum of the weights file.
         moving: it forecasts in the moving frame, see ``models.moving_frame``.
+        calibration: of the probabilities of one that forecasts in the moving frame, see ``models.calibration``; empty
+            are as they are.
         limits: what a user of its forecasts should know; goes into every product.
         training: command, seed, data, period, duration, scores; free text and numbers for people.
     """
@@ -55,6 +57,7 @@ class Card:
     product: str | list[str]
     sha256: str = ""
     moving: bool = False
+    calibration: dict[str, Any] = field(default_factory=dict)
     limits: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -90,7 +93,7 @@ class Card:
     def checksum(self) -> str:
         """SHA-256 of everything that changes a forecast: weights, architecture and scale."""
         parts = [self.sha256, self.network, self.network_config, self.dbz_min, self.dbz_max, self.product]
-        parts += ["moving"] * self.moving
+        parts += ["moving"] * self.moving + [self.calibration] * bool(self.calibration)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -165,6 +168,8 @@ def read_card(folder: Path) -> Card:
     texts = (card.name, card.network, card.sha256, card.limits)
     if not all(isinstance(text, str) for text in texts) or not isinstance(card.network_config, dict):
         raise CheckpointError(f"{path}: name, network, sha256 and limits must be texts, network_config an object")
+    if not isinstance(card.calibration, dict):
+        raise CheckpointError(f"{path}: calibration must be an object")
     numbers = [card.dbz_min, card.dbz_max, *_list(card.cadences_minutes), *_list(card.spacing_m)]
     if not all(isinstance(n, int | float) for n in numbers) or len(_list(card.spacing_m)) != 2:
         raise CheckpointError(f"{path}: scale, cadences_minutes and spacing_m [smallest, largest] must be numbers")

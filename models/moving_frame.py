@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import carried, departures
+from models.calibration import Calibration
 from models.composition import Composition, composed, nearest
 from models.contract import Prediction, check_input
 from models.moving_windows import Rain, every, thinned
@@ -37,20 +38,29 @@ class MovingFrame(nn.Module):
         cadence_minutes, spacing_m: of the frames it will get.
         rain: what their pixels mean.
         input_frames: common steps that it was trained to look at; 0 are as many as it needs.
+        calibration: of its probabilities.
 
     Raises:
         ValueError: a head that cannot be carried.
     """
 
     def __init__(
-        self, network: Network, cadence_minutes: float, spacing_m: float, rain: Rain, input_frames: int = 0
+        self,
+        network: Network,
+        cadence_minutes: float,
+        spacing_m: float,
+        rain: Rain,
+        input_frames: int = 0,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
         if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(LATE.texture)):
             raise ValueError(
                 f"a head of values or of {len(LATE.texture)} ordinal levels is needed, got {network.output}"
             )
-        self.network, self.rain = network, rain
+        if calibration is not None and len(calibration.slope[0]) != network.output.logits:
+            raise ValueError(f"calibrated are {len(calibration.slope[0])} levels, there are {network.output.logits}")
+        self.network, self.rain, self.calibration = network, rain, calibration
         self.minutes = cadence_minutes
         self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
         self.input_frames = max(network.min_frames, input_frames)
@@ -95,7 +105,9 @@ class MovingFrame(nn.Module):
                 fine = torch.lerp(fine, moved, math.exp(-n * self.minutes / SMOOTH_MINUTES))
                 how = composition_at(n * self.minutes)
                 values.append(composed(moved, fine, logits, mean, seen_now, self.levels, how))
-                chances.append(self.network.output.exceedance(raw))
+                if self.calibration is not None:
+                    logits = self.calibration.applied(logits, n / self.step)
+                chances.append(self.network.output.exceedance(logits))
             else:
                 values.append(self.rain.own(self.network.output.values(raw)))
             flags.append(outside)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from models import checkpoint, dataset, losses, zoo
+from models.calibration import Counted, count
 from models.checkpoint import Card
 from models.dataset import Series
 from models.heads import Head
@@ -24,9 +25,10 @@ from models.moving_windows import SPACING_M, MovingWindows
 from models.networks.network import Network
 from models.training import Report, train
 from models.training_config import TrainingConfig
-from models.windows import FrameSeries, Samples, Windows
+from models.windows import VALIDATION, FrameSeries, Samples, Windows
 
 FASTEST_RAIN_KM_H = 120.0
+MOST_CALIBRATED = 500  # samples
 # that fit a head, where none is asked for
 _LOSSES = {"categorical": "cross_entropy", "segmentation": "dice", "ordinal": "ordinal"}
 
@@ -238,7 +240,17 @@ def make_moving(
             **(lineage or {}),
         },
     )
-    return _trained(recipe, network, samples, loss, dataset.fingerprint(series), card, out, report)
+
+    def calibrated() -> dict[str, Any]:
+        """What was validated with, and not trained on, calibrates."""
+        number = min(samples.count(VALIDATION), MOST_CALIBRATED)
+        if not number or network.output.kind != "ordinal":
+            return {}
+        found = Counted(task.lead_frames, network.output.levels)
+        count(network, samples, VALIDATION, range(number), (task.input_frames, task.lead_frames), found)
+        return asdict(found.fitted())
+
+    return _trained(recipe, network, samples, loss, dataset.fingerprint(series), card, out, report, calibrated)
 
 
 def _same_architecture(one: Network, other: Network) -> bool:
@@ -247,9 +259,17 @@ def _same_architecture(one: Network, other: Network) -> bool:
 
 
 def _trained(
-    recipe: Recipe, network: Network, samples: Samples, loss: Loss, data: str, card: Card, out: Path, report: Report
+    recipe: Recipe,
+    network: Network,
+    samples: Samples,
+    loss: Loss,
+    data: str,
+    card: Card,
+    out: Path,
+    report: Report,
+    calibrated: Callable[[], dict[str, Any]] = dict,
 ) -> Made:
-    """Train, and write checkpoint and metrics."""
+    """Train, calibrate, and write checkpoint and metrics."""
     task = recipe.training
     state = out.with_name(f".{out.name}.training")
     told = {"recipe": json.loads(json.dumps(asdict(recipe))), "data": data}
@@ -267,7 +287,7 @@ def _trained(
     }
     card = replace(card, training=training)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        card = checkpoint.save(out, network, card)
+        card = checkpoint.save(out, network, replace(card, calibration=calibrated()))
         for file in ("metrics.csv", "loss.png"):
             if (state / file).is_file():
                 shutil.copy(state / file, out / file)

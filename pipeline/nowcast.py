@@ -185,12 +185,14 @@ def _area_matched(domain: Domain, spacing_m: float) -> Any:
 
 
 def _in_moving_frame(network: Any, card: Any, domain: Domain, spacing_m: float) -> Any:
+    from models.calibration import Calibration
     from models.moving_frame import MovingFrame
     from models.moving_windows import Rain
 
     rain = Rain(domain.zr.a, domain.zr.b, domain.scale.dbz_min, domain.scale.dbz_max)
     frames = int(card.training.get("input_frames", 0))
-    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames)
+    calibration = Calibration.of_card(card.calibration) if card.calibration else None
+    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames, calibration)
 
 
 # a forecast that is wanted: for which domain, from what
