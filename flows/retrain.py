@@ -20,6 +20,7 @@ def retrain(
     end: datetime | None = None,
     challenger: str = "",
     anew: bool = False,
+    online: bool = False,
     config: str | None = None,
     changes: dict[str, str] | None = None,
 ) -> Any:
@@ -27,8 +28,10 @@ def retrain(
     settings = load(Path(config) if config else None, changes)
 
     def work(name: str) -> Any:
-        done = operations.retrain(settings, name, datetime.now(UTC), start, end, challenger, anew, as_task)
-        publish_retraining(done)
+        now = datetime.now(UTC)
+        done = operations.retrain(settings, name, now, start, end, challenger, anew, as_task, online=online)
+        if done.state != "off":
+            publish_retraining(done)
         return done
 
     return for_domains(settings, domain, work)

@@ -189,6 +189,7 @@ def make_moving(
     report: Report,
     device: str = "cpu",
     initial: Network | None = None,
+    calibration: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> Made:
     """``make`` in the moving frame, on a dataset of ``models.dataset``; without validation the last weights count.
@@ -196,6 +197,7 @@ def make_moving(
     Args:
         notes: what the dataset's card says; goes into that of the model.
         initial: begin with its weights, if its architecture is the same.
+        calibration: of ``initial``, kept where nothing is validated with.
         lineage: more for the card: parent, version of the software.
     """
     if out.exists():
@@ -235,6 +237,7 @@ def make_moving(
             "data": {key: one.facts.about.get("source") for key, one in series.items()},
             "terms": {key: one.facts.about.get("license") for key, one in series.items()},
             "periods": {key: one.facts.about.get("period") for key, one in series.items()},
+            "inputs": {key: one.facts.about.get("echo_share") for key, one in series.items()},
             "loss": loss_name,
             "continued": continued,
             **(lineage or {}),
@@ -245,7 +248,7 @@ def make_moving(
         """What was validated with, and not trained on, calibrates."""
         number = min(samples.count(VALIDATION), MOST_CALIBRATED)
         if not number or network.output.kind != "ordinal":
-            return {}
+            return dict(calibration or {}) if continued else {}
         found = Counted(task.lead_frames, network.output.levels)
         count(network, samples, VALIDATION, range(number), (task.input_frames, task.lead_frames), found)
         return asdict(found.fitted())

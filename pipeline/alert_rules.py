@@ -17,6 +17,7 @@ from pipeline.settings import Alerts
 from pipeline.timeline import Timeline
 
 if TYPE_CHECKING:
+    from pipeline.drift import Inputs
     from pipeline.verification.quality import Skill
 
 Level = Literal["bad", "unclear", "good"]
@@ -27,6 +28,8 @@ ENOUGH_DAY, ENOUGH_MONTH = 24, 120
 # of what raises it: an alert ends when this share is left, or is surpassed
 ENDS_AT = 2 / 3
 ENDS_FREE = 1.2
+# share of a day's frames that are unlike the training; loss of skill that is more than rounding
+DRIFTED, LOST = 0.5, 0.01
 ALL_RADARS = "all radars"
 
 
@@ -138,6 +141,42 @@ def fallen_scores(domain: Domain, day: "Skill | None", month: "Skill | None", al
         f"and {month.csi:.2f} in 30 days; {day.other} {day.csi_other:.2f} and {month.csi_other:.2f}"
     )
     yield Finding(domain.name, "fallen_scores", "", level, text)
+
+
+def drifted_inputs(domain: Domain, inputs: "Inputs | None", alerts: Alerts) -> Iterator[Finding]:
+    """Most frames of the last day have more echo than all but one in a hundred that the model was trained on."""
+    if not alerts.drift:
+        return
+    if inputs is None or inputs.frames < ENOUGH_DAY:
+        yield Finding(domain.name, "drift", "inputs", "good")
+        return
+    level: Level = "bad" if inputs.beyond > DRIFTED else "unclear"
+    if inputs.beyond <= ENDS_AT * DRIFTED:
+        level = "good"
+    where = "" if inputs.own else " of other places"
+    text = (
+        f"{inputs.beyond:.0%} of the frames of the last 24 hours have more echo than 99 % of those{where} that "
+        f"{inputs.model} was trained on: half of them on {inputs.median:.0%} of the map or more, there "
+        f"{inputs.most:.0%} at most"
+    )
+    yield Finding(domain.name, "drift", "inputs", level, text)
+
+
+def drifted_scores(domain: Domain, month: "Skill | None", alerts: Alerts) -> Iterator[Finding]:
+    """What the training gained over the method beside it is lost in thirty days."""
+    if not alerts.drift:
+        return
+    if month is None or month.rainy < ENOUGH_MONTH or math.isnan(month.csi) or math.isnan(month.csi_other):
+        yield Finding(domain.name, "drift", "scores", "good")
+        return
+    level: Level = "bad" if month.csi < month.csi_other - LOST else "unclear"
+    if month.csi >= month.csi_other:
+        level = "good"
+    text = (
+        f"CSI at {month.threshold_mm_h:g} mm/h, {month.lead_minutes} minutes ahead, was {month.csi:.2f} in 30 days, "
+        f"that of {month.other} {month.csi_other:.2f}; `nowcast retrain {domain.name}` may help"
+    )
+    yield Finding(domain.name, "drift", "scores", level, text)
 
 
 def low_disk(disk: Disk, alerts: Alerts) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from pipeline.alert_rules import Finding
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.disk import read_disk
 from pipeline.domain import Domain
+from pipeline.drift import read_inputs
 from pipeline.errors import LeaseLost, StoreUnavailable
 from pipeline.feed_health import read_feed
 from pipeline.settings import Settings
@@ -123,11 +124,12 @@ def _findings(settings: Settings, store: Store, catalog: Catalog, now: datetime)
         yield from rules.silent_radars(domain, feed, timeline.since, now, settings.alerts)
         yield from rules.feed_fault(domain, feed, now)
         yield from rules.frozen_feed(domain, timeline)
+        yield from rules.drifted_inputs(domain, read_inputs(domain, store, catalog, now), settings.alerts)
         yield from _scores(settings, domain, store, catalog, now)
 
 
 def _scores(settings: Settings, domain: Domain, store: Store, catalog: Catalog, now: datetime) -> Iterator[Finding]:
-    if not settings.alerts.csi_drop:
+    if not settings.alerts.csi_drop and not settings.alerts.drift:
         return
     s = tables.scores.c
     lately = s.day >= times.seconds(now - timedelta(days=31))
@@ -138,9 +140,11 @@ def _scores(settings: Settings, domain: Domain, store: Store, catalog: Catalog, 
         day, month = _skills(_Read(key, domain, store, catalog, now))
     except (StoreUnavailable, OSError, ValueError, KeyError) as err:
         log.warning("the scores of %s cannot be compared: %s", domain.name, err)
-        yield Finding(domain.name, "fallen_scores", "", "unclear")
+        for kind, subject in (("fallen_scores", ""), ("drift", "scores")):
+            yield Finding(domain.name, kind, subject, "unclear")
         return
     yield from rules.fallen_scores(domain, day, month, settings.alerts)
+    yield from rules.drifted_scores(domain, month, settings.alerts)
 
 
 @dataclass(frozen=True)

@@ -347,6 +347,7 @@ def retrain(
     anew: bool = False,
     step: Step = bare,
     progress: Progress = no_progress,
+    online: bool = False,
 ) -> Any:
     """Train a challenger on the newest archive, compare it with the model in use, and promote it if it is better.
 
@@ -356,19 +357,22 @@ def retrain(
         start, end: of the window, instead of the newest ``retrain.window_days``.
         challenger: a model that is there already; nothing is trained.
         anew: forget a retraining that is not finished.
+        online: tune the model in use on the newest frames, if ``retrain.online`` says so; what comes after decides.
     """
     from pipeline.retrain import run as retraining
 
     domain = settings.domain(domain_name)
+    if online and not settings.retrain.online:
+        return retraining.Retrained(domain_name, "off", "retrain.online is off", domain.model_name, "")
     store, catalog = open_root(settings)
     with closing(catalog), logs.log_context(domain=domain_name), catalog.lease(f"retrain/{domain_name}") as lease:
         if lease is None:
             raise NowcastError(f"another process retrains {domain_name}; nothing was begun")
-        work = retraining.open_work(settings, domain, store, catalog, start, end, challenger, anew, now)
+        work = retraining.open_work(settings, domain, store, catalog, start, end, challenger, anew, now, online)
         if isinstance(work, retraining.Retrained):
             return work
         why_not = step(retraining.train)(work, progress)
-        evidence = None if why_not else step(retraining.compare)(work, progress)
+        evidence = None if why_not or work.plan.online else step(retraining.compare)(work, progress)
         return step(retraining.conclude)(work, now, why_not, evidence)
 
 

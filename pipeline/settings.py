@@ -50,6 +50,7 @@ class Alerts(Frozen):
         radar_silent_minutes: since a radar's last volume.
         csi_drop: fall of the critical success index of the last day below that of thirty days.
         free_gb: of the disk of the root.
+        drift: rain or scores are unlike those of the training of the model in use.
         webhook: address, from the environment only.
     """
 
@@ -58,6 +59,7 @@ class Alerts(Frozen):
     radar_silent_minutes: float = Field(30.0, ge=0, le=1440)
     csi_drop: float = Field(0.15, ge=0, le=1)
     free_gb: float = Field(5.0, ge=0, le=1e6)
+    drift: bool = True
     webhook: SecretStr | None = None
 
 

@@ -26,7 +26,7 @@ from pipeline.warnings.watch import pending
 
 Level = Literal["good", "warn", "bad", "off"]
 # rules whose facts take reading of scores or products, so that only their alerts tell
-ONLY_ALERTS = ("frozen_feed", "fallen_scores")
+ONLY_ALERTS = ("frozen_feed", "fallen_scores", "drift")
 WORST_FIRST: tuple[Level, ...] = ("bad", "warn", "good", "off")
 # names of the levels, for people
 WORDS: dict[Level, str] = {"good": "OK", "warn": "CHECK", "bad": "NO FORECAST", "off": "not live"}

@@ -36,6 +36,7 @@ class Plan:
         challenger: name of the model that is trained, or of the one that was given.
         given: the challenger is not trained here.
         after_shadow: it was better before, and has since forecast beside the model in use.
+        online: all of the window is learnt from; what comes after it will decide.
         asked: start, end and challenger as they were asked for; empty where they were not.
         settings: ``Retrain``.
         problem: why nothing can be done; empty if it can.
@@ -56,6 +57,7 @@ class Plan:
     software_version: str
     asked: list[str]
     after_shadow: bool = False
+    online: bool = False
     problem: str = ""
 
     @property
@@ -88,6 +90,12 @@ def unfinished(store: Store, domain: str) -> Plan | None:
     return None
 
 
+def last_made(store: Store, domain: str) -> datetime:
+    """When the newest plan of a domain was made."""
+    names = [path.parent.name for path in folder_of(store, domain).glob("*/plan.json")]
+    return max((times.parse_time(name) for name in names), default=times.EPOCH)
+
+
 def make(
     domain: Domain,
     store: Store,
@@ -98,6 +106,7 @@ def make(
     challenger: str,
     now: datetime,
     decide_from: datetime | None = None,
+    online: bool = False,
 ) -> Plan:
     """Split the frames of the window by time: to learn from, to tune with, to decide with; and write it down.
 
@@ -114,8 +123,9 @@ def make(
     if challenger and challenger != safe_name(challenger):
         raise BadInput(f"the challenger {challenger!r}: expected the name of a model of this root, or a shipped one")
     held = [t for t in Archive(store, domain).times() if (start is None or t >= start) and (end is None or t <= end)]
+    length = timedelta(hours=chosen.online_hours) if online else timedelta(days=chosen.window_days)
     if held and start is None:
-        held = [t for t in held if t >= held[-1] - timedelta(days=chosen.window_days)]
+        held = [t for t in held if t >= held[-1] - length]
     problem = "the archive has no frames in that window" if not held else ""
     held = held or [now, now]
     gap = timedelta(minutes=chosen.gap_minutes)
@@ -126,9 +136,11 @@ def make(
         known_until = max((t for t in (known_until, learnt) if t is not None), default=None)
         cut = held[0]
     after_shadow = decide_from is not None
-    if decide_from is None:
+    if online:
+        decide_from = held[-1] + gap
+    elif decide_from is None:
         decide_from = max(cut, known_until + gap) if known_until is not None else cut
-    if not problem and decide_from >= held[-1]:
+    if not problem and not online and decide_from >= held[-1]:
         problem = (
             f"no frame is left to decide with: {serving} or the challenger was trained on frames up to "
             f"{times.iso(decide_from - gap)}, the window ends at {times.iso(held[-1])}"
@@ -149,6 +161,7 @@ def make(
         software_version=software_version(),
         asked=asked(start, end, challenger),
         after_shadow=after_shadow,
+        online=online,
         problem=problem,
     )
     write(store, plan, "plan.json", asdict(plan))

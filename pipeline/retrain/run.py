@@ -14,9 +14,10 @@ import sqlalchemy as sa
 
 from pipeline import catalog as tables
 from pipeline import dataset, nowcast, promotion, times
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
 from pipeline.errors import NowcastError, SettingsError, StoreUnavailable
+from pipeline.frames.archive import Archive
 from pipeline.promotion import Candidate
 from pipeline.retrain import plan as plans
 from pipeline.retrain.decision import BETTER, REJECTED, Verdict, decide
@@ -107,19 +108,19 @@ def _build(work: Work, data: Path, progress: Progress) -> None:
     request = dataset.DatasetRequest(
         start=times.parse_time(plan.start),
         end=times.parse_time(plan.learn_until),
-        validation_share=chosen.tune_share,
+        validation_share=0.0 if plan.online else chosen.tune_share,
         gap_minutes=chosen.gap_minutes,
     )
     command = f"retrain {plan.domain} {plan.id}"
     built = dataset.build(domains, work.store, data, request, command, times.parse_time(plan.made_at), progress)
     found = sum(built.train.values())
-    if found < chosen.fewest_times:
+    if found < chosen.fewest_times and not plan.online:
         shutil.rmtree(data, ignore_errors=True)
         raise NowcastError(
             f"{found} times with rain to learn from between {plan.start} and {plan.learn_until}, "
             f"{chosen.fewest_times} are needed (retrain.fewest_times)"
         )
-    if not built.validation[plan.domain]:
+    if not built.validation[plan.domain] and not plan.online:
         shutil.rmtree(data, ignore_errors=True)
         raise NowcastError(f"no time to tune with before {plan.learn_until}; the window is too short")
 
@@ -140,7 +141,7 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
         input_frames=int(card["input_frames"]),
         lead_frames=int(card["lead_frames"]),
         batch=chosen.batch,
-        steps=chosen.steps,
+        steps=chosen.online_steps if plan.online else chosen.steps,
         minutes=chosen.minutes,
         learning_rate=chosen.learning_rate,
         seed=chosen.seed,
@@ -150,16 +151,17 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
     recipe = Recipe(
         network=chosen.network, network_config=chosen.network_config, crop=chosen.crop, training=config
     )  # fmt: skip
-    initial = None
+    initial, calibration = None, {}
     if chosen.start_from == "model" and plan.model_checksum:
         try:
             network, parent = checkpoint.load(checkpoint.find(plan.model, (work.store.models(plan.model),)))
-            initial = network if parent.moving else None
+            if parent.moving:
+                initial, calibration = network, parent.calibration
         except checkpoint.CheckpointError as err:
             log.warning("from scratch, since the model in use cannot be read: %s", err)
 
     def report(step: int, row: dict[str, float]) -> None:
-        progress("train", step, chosen.steps)
+        progress("train", step, config.steps)
 
     lineage = {
         "parent": {"name": plan.model, "checksum": plan.model_checksum},
@@ -167,7 +169,10 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
         "retraining": plan.id,
     }
     device = str(resolved_device(work.settings.device))
-    make_moving(recipe, series, card, out, plan.challenger, report, device, initial=initial, lineage=lineage)
+    make_moving(
+        recipe, series, card, out, plan.challenger, report, device,
+        initial=initial, calibration=calibration, lineage=lineage,
+    )  # fmt: skip
 
 
 def shadow_seconds(work: Work) -> float | None:
@@ -194,8 +199,6 @@ def compare(work: Work, progress: Progress) -> Evidence | None:
 
 
 def _rivals(work: Work, loader: nowcast.Loader) -> Rivals:
-    from pipeline.frames.archive import Archive
-
     plan = work.plan
     source = Archive(work.store, work.domain).source()
     assert source is not None  # a plan without frames has a problem, and compares nothing
@@ -212,6 +215,8 @@ def conclude(work: Work, now: datetime, not_trained: str, evidence: Evidence | N
 
     plan, chosen = work.plan, work.plan.chosen
     verdict = Verdict(NOT_TRAINED, not_trained, ()) if not_trained else decide(evidence, chosen, shadow_seconds(work))
+    if plan.online and not not_trained:
+        verdict = Verdict(SHADOW, f"tuned on what was observed until {plan.learn_until}; what comes now decides", ())
     state = verdict.state
     if state == BETTER:
         state = SHADOW if chosen.shadow_hours and not plan.after_shadow else PROMOTED
@@ -275,11 +280,13 @@ def open_work(
     challenger: str,
     anew: bool,
     now: datetime,
+    online: bool = False,
 ) -> Work | Retrained:
     """The unfinished retraining of a domain, that of the challenger which leaves the shadow, or a new one.
 
     Args:
-        anew: an unfinished one is forgotten.
+        anew: an unfinished one is forgotten, and a challenger in the shadow.
+        online: a new one is an online tuning.
 
     Returns:
         What there is to say, if a challenger is in the shadow still.
@@ -301,14 +308,27 @@ def open_work(
         log.info("going on with the retraining %s of %s", found.id, domain.name)
         return Work(settings, domain, store, catalog, found)
     shadow = promotion.in_shadow(catalog, domain)
-    if shadow is not None and not any(wanted):
-        until = tables.from_seconds(shadow["since"]) + timedelta(hours=chosen.shadow_hours)
-        if now < until:
-            reason = f"{shadow['name']} forecasts beside until {times.iso(until.replace(microsecond=0))}"
-            return Retrained(domain.name, SHADOW, reason, promotion.in_use(catalog, domain), shadow["name"])
-        before = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
-        first = times.parse_time(before["decide_from"])
-        plan = plans.make(domain, store, catalog, chosen, first, None, shadow["name"], now, decide_from=first)
-    else:
-        plan = plans.make(domain, store, catalog, chosen, start, end, challenger, now)
+    if shadow is not None and anew:
+        promotion.demote(store, catalog, domain, now, "another retraining was asked for", promotion.SHADOW)
+    elif shadow is not None and not any(wanted):
+        return _out_of_shadow(settings, domain, store, catalog, shadow, now)
+    plan = plans.make(domain, store, catalog, chosen, start, end, challenger, now, online=online)
     return Work(settings, domain, store, catalog, plan)
+
+
+def _out_of_shadow(
+    settings: Settings, domain: Domain, store: Store, catalog: Catalog, shadow: Row, now: datetime
+) -> Work | Retrained:
+    """The decision on a challenger that forecasts beside, if it is time for one."""
+    chosen, name = settings.retrain, shadow["name"]
+    before = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
+    least = timedelta(hours=chosen.online_shadow_hours if before["online"] else chosen.shadow_hours)
+    until = max(tables.from_seconds(shadow["since"]), plans.last_made(store, domain.name)) + least
+    first, held = times.parse_time(before["decide_from"]), Archive(store, domain).times()
+    reason = f"{name} forecasts beside until {times.iso(until.replace(microsecond=0))}"
+    if now >= until and (not held or held[-1] <= first):
+        reason = f"{name} forecasts beside; nothing was observed yet that could decide"
+    elif now >= until:
+        plan = plans.make(domain, store, catalog, chosen, first, None, name, now, decide_from=first)
+        return Work(settings, domain, store, catalog, plan)
+    return Retrained(domain.name, SHADOW, reason, promotion.in_use(catalog, domain), name)

@@ -26,6 +26,10 @@ class Retrain(Frozen):
         forecast_s: most seconds for a forecast.
         fewest_wet_blocks: independent spells with rain; with fewer, the model in use stays.
         shadow_hours: that a better challenger forecasts live beside the model in use before it serves; 0 is none.
+        online: the model in use is tuned between cycles on what was just observed (Shi et al. 2017, the online setting
+            of HKO-7), and forecasts beside until the rule lets it serve.
+        online_hours, online_steps: newest frames that it is tuned on, and for how long.
+        online_shadow_hours: that it forecasts beside at least.
     """
 
     network: str = "growth_decay"
@@ -51,3 +55,7 @@ class Retrain(Frozen):
     forecast_s: float = Field(30.0, gt=0)
     fewest_wet_blocks: int = Field(20, ge=6, le=10000)
     shadow_hours: float = Field(0.0, ge=0, le=8760)
+    online: bool = False
+    online_hours: float = Field(6.0, gt=0, le=168)
+    online_steps: int = Field(50, ge=1, le=10**5)
+    online_shadow_hours: float = Field(12.0, gt=0, le=8760)

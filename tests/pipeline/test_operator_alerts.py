@@ -2,16 +2,19 @@
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from models import checkpoint
 from pipeline import alert_rules, alerts, operations
 from pipeline import catalog as tables
 from pipeline.alerts import check
 from pipeline.catalog import Catalog
+from pipeline.drift import Inputs, read_inputs
 from pipeline.settings import Alerts
 from pipeline.status import read_status
 from pipeline.verification.period import read_period
@@ -269,3 +272,49 @@ def test_only_one_process_checks(live, catalog, store, settings):
         assert told(settings, store, catalog) == []
     other.close()
     assert told(settings, store, catalog) == ["raised frozen_feed"]
+
+
+def inputs(beyond, frames=144, own=True):
+    return Inputs("champion", frames, beyond, 0.4, 0.3, own)
+
+
+@pytest.mark.parametrize(
+    ("found", "level"),
+    [
+        (inputs(0.6), "bad"),
+        (inputs(0.4), "unclear"),
+        (inputs(0.2), "good"),
+        (inputs(1.0, frames=5), "good"),
+        (None, "good"),
+    ],
+)
+def test_rain_unlike_that_of_the_training_is_told(found, level):
+    (finding,) = alert_rules.drifted_inputs(DOMAIN, found, Alerts())
+    assert (finding.kind, finding.subject, finding.level) == ("drift", "inputs", level)
+    assert list(alert_rules.drifted_inputs(DOMAIN, found, Alerts(drift=False))) == []
+
+
+@pytest.mark.parametrize(
+    ("csi", "rainy", "level"), [(0.40, 200, "bad"), (0.445, 200, "unclear"), (0.46, 200, "good"), (0.3, 60, "good")]
+)
+def test_a_model_that_has_become_worse_than_what_it_is_compared_with_is_told(csi, rainy, level):
+    (finding,) = alert_rules.drifted_scores(DOMAIN, Skill(csi, "optical_flow", 0.45, rainy, 60, 0.5), Alerts())
+    assert (finding.subject, finding.level) == ("scores", level)
+
+
+def test_todays_echo_is_compared_with_that_of_the_training(root, store, catalog):
+    settings = settings_for(root, synthetic_domain(model="trained"))
+    operations.ingest(settings, "small", T0, T0 + timedelta(hours=5), NOW)
+    domain, end = settings.domain("small"), T0 + timedelta(hours=5)
+    network, card = checkpoint.load(checkpoint.PRETRAINED / "champion")
+    for name, most in (("trained", 0.001), ("elsewhere", 0.9)):
+        known = {"small" if name == "trained" else "far": [0.0, 0.0005, most]}
+        checkpoint.save(store.models() / name, network, replace(card, training={"inputs": known}))
+    found = read_inputs(domain, store, catalog, end)
+    assert (found.model, found.own, found.most, found.frames) == ("trained", True, 0.001, 31)
+    assert found.beyond > 0.5
+    other = domain.model_copy(update={"model": "elsewhere"})
+    assert (read_inputs(other, store, catalog, end).beyond, read_inputs(other, store, catalog, end).own) == (0, False)
+    assert read_inputs(domain.model_copy(update={"model": "optical_flow"}), store, catalog, end) is None
+    levels = {f.subject: f.level for f in alerts._findings(settings, store, catalog, end) if f.kind == "drift"}
+    assert levels == {"inputs": "bad", "scores": "good"}

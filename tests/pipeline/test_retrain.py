@@ -285,3 +285,29 @@ def test_a_better_challenger_may_have_to_forecast_beside_the_live_one_first(sett
     assert (last.state, last.challenger) == ("promoted", done.challenger)
     assert promotion.in_use(catalog, domain) == done.challenger
     assert promotion.standing(catalog, domain, SHADOW) == []
+
+
+def test_online_tuning_is_off_uses_no_later_frame_and_serves_only_by_the_rule(settings, monkeypatch):
+    assert retrain(settings, online=True).state == "off"
+    on = settings.model_copy(update={"retrain": Retrain(**SMALL | {"online": True, "online_steps": 2})})
+    _, catalog = operations.open_root(settings)
+    domain = settings.domain("small")
+    done = retrain(on, online=True)
+    assert done.state == "shadow", done
+    assert promotion.in_use(catalog, domain) == "champion"
+    newest = T0 + timedelta(hours=6)
+    card = checkpoint.read_card(settings.root / "models" / done.challenger)
+    assert times.parse_time(card.training["periods"]["small"].split("/")[1]) == newest
+    assert card.calibration == checkpoint.read_card(checkpoint.PRETRAINED / "champion").calibration
+    # what decides is later than every frame it was tuned on; with nothing later, nothing can be decided
+    assert retrain(on, NOW + timedelta(hours=1), online=True).state == "shadow"
+    later = retrain(on, NOW + timedelta(hours=13), online=True)
+    assert (later.state, "nothing was observed yet" in later.reason) == ("shadow", True)
+    operations.ingest(settings, "small", newest, newest + timedelta(hours=6), NOW)
+    seen = []
+    real = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *a: (seen.append(a[3]), real(*a))[1])
+    last = retrain(on, NOW + timedelta(hours=14), online=True)
+    assert last.challenger == done.challenger
+    assert seen[0][0] >= newest + timedelta(minutes=20)
+    assert promotion.in_use(catalog, domain) == "champion"
