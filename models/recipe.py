@@ -229,7 +229,7 @@ def make_moving(
         dbz_min=dbz_min,
         dbz_max=dbz_max,
         cadences_minutes=[5, 6, 10],
-        spacing_m=[SPACING_M / 2, SPACING_M],
+        spacing_m=[SPACING_M / 2, 2 * SPACING_M],  # larger cells are taken as they are
         product="surface_rain",
         moving=True,
         training={

@@ -203,7 +203,7 @@ class Domain(Frozen):
     max_gap: int = Field(1, ge=0, le=6)
     lateness: Lateness = Lateness()
     thresholds_mm_h: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = (0.5, 2.0, 5.0, 10.0, 30.0)
-    model: str = Field("convlstm", min_length=1)
+    model: str = Field("champion", min_length=1)
     points: dict[str, Position] = Field({}, max_length=1000)
     areas: str = ""
     warnings: Annotated[tuple[WarningRule, ...], BeforeValidator(as_tuple)] = Field((), max_length=1000)

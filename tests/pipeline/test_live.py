@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import times
+from pipeline import promotion, times
 from pipeline.catalog import Catalog
 from pipeline.heartbeat import LIVE
 from pipeline.intake import OnTheSpot
@@ -17,7 +17,10 @@ from pipeline.resident import tick_once
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from pipeline.storage import Store
+from pipeline.verification.verify import verify
+from pipeline.viewer.page import newest_forecast
 from tests.conftest import settings_for, synthetic_domain
+from tests.pipeline.cycles import write_model
 from tests.pipeline.test_ingest_volumes import NETWORK, feed
 from tests.simulation import Script, SimulatedClock, arrive, composite, live_until
 
@@ -422,3 +425,34 @@ def test_a_decoder_that_kills_its_process_harms_no_other_feed(tmp_path, monkeypa
     intake.close()
     assert all("was killed" in fault for fault in seen["aaa"])
     assert seen["zzz"][-1] == ""
+
+
+def test_a_promotion_serves_from_the_next_cycle_and_a_shadow_is_verified_but_never_published(tmp_path):
+    office = Office(tmp_path, model="optical_flow")
+    office.history()
+    for n in range(4):
+        office.comes(T0 + n * STEP)
+    domain = office.settings.domain("small")
+
+    def issued(kind):
+        c = tables.cycles.c
+        rows = office.catalog.read(sa.select(tables.cycles).where(c.kind == kind).order_by(c.reference_time))
+        return [(tables.from_seconds(row["reference_time"]), row["method"]) for row in rows if row["path"]]
+
+    office.run(T0 + timedelta(minutes=3))
+    write_model(office.store.models() / "beside", cadences_minutes=[10], name="beside")
+    promotion.promote(office.store, office.catalog, domain, "beside", office.clock.now(), "a test", role="shadow")
+    office.run(T0 + STEP + timedelta(minutes=3))
+    assert issued("issued")[-1] == (T0 + STEP, "optical_flow")
+    assert issued("shadow") == [(T0 + STEP, "beside")]
+    assert "/issued/" in json.loads(office.store.latest("small").read_text())["path"]
+    assert newest_forecast(domain, office.catalog, None)["kind"] == "issued"
+    promotion.promote(office.store, office.catalog, domain, "beside", office.clock.now(), "a test")
+    office.run(T0 + 2 * STEP + timedelta(minutes=3))
+    assert issued("issued")[-1] == (T0 + 2 * STEP, "beside")
+    assert len(issued("shadow")) == 1
+    promotion.demote(office.store, office.catalog, domain, office.clock.now(), "a test")
+    office.run(T0 + 3 * STEP + timedelta(minutes=3))
+    assert issued("issued")[-1] == (T0 + 3 * STEP, "optical_flow")
+    result = verify(domain, office.store, office.catalog, T0, T0 + 3 * STEP)
+    assert any("/shadow/beside" in path for path in result.files)
