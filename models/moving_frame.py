@@ -18,9 +18,12 @@ from models.composition import Composition, composed, nearest
 from models.contract import Prediction, check_input
 from models.moving_windows import Rain, every, thinned
 from models.networks.network import Network
+from models.zoo import RAIN_CLASSES
 
 # how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
 SURE = 60.0
+# the same of a network that gives values, at all lead times; it says nothing of how the area grows
+STEEP, NO_GROWTH = 20.0, (0.0, 0.0, 0.0, 0.0, 0.0)
 # how place and texture are weighed at long lead times, for each level of an ordinal head; chosen by looking at Finland
 # and Brisbane (docs/networks.md). In the first minutes motion alone is nearly right: there the moved frame counts more
 LATE = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
@@ -30,8 +33,8 @@ EARLY_TEXTURE, EARLY_MINUTES, SMOOTH_MINUTES = 20.0, 10.0, 20.0
 class MovingFrame(nn.Module):
     """See ``models.contract.Method``; one channel.
 
-    A network with an ordinal head decides which cells reach a level, see ``composed``; one that gives values is carried
-    as it is.
+    The network decides which cells reach a level, see ``composed``: one with an ordinal head by its logits, one that
+    gives values by these, which fade, so that they could not reach the levels by themselves.
 
     Args:
         network: trained on ``MovingWindows``.
@@ -69,8 +72,10 @@ class MovingFrame(nn.Module):
     @property
     def levels(self) -> tuple[float, ...]:
         """Pixel values (0-1) of these frames whose exceedance is given; whole 255ths."""
-        levels = torch.tensor(self.network.output.levels)
-        return tuple(float(v) for v in torch.floor(self.rain.own(levels) * 255 + 0.5) / 255)
+        return self._own(self.network.output.levels)
+
+    def _own(self, levels: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(float(v) for v in torch.floor(self.rain.own(torch.tensor(levels)) * 255 + 0.5) / 255)
 
     def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
         """See ``models.contract.Method``.
@@ -97,19 +102,19 @@ class MovingFrame(nn.Module):
                 knots[:, int(early)] if not share else torch.lerp(knots[:, int(early)], knots[:, int(early) + 1], share)
             )
             raw = carried(self._fine(raw, last), torch.ones_like(seen_now), there)
+            moved, mean = carried(last, seen_now, there), self.network.output.values(raw)
+            fine = nearest(last, seen_now, there, moved)
+            fine = torch.lerp(fine, moved, math.exp(-n * self.minutes / SMOOTH_MINUTES))
+            how, logits = composition_at(n * self.minutes), raw[:, : self.network.output.logits]
+            if not self.network.output.logits:
+                how = Composition(how.texture, NO_GROWTH, how.mean_share)
+                logits = STEEP * (mean - torch.tensor(RAIN_CLASSES, device=mean.device).view(-1, 1, 1))
+            levels = self._own(self.network.output.levels or RAIN_CLASSES)
+            values.append(composed(moved, fine, logits, self.rain.own(mean), seen_now, levels, how))
             if self.network.output.logits:
-                moved = carried(last, seen_now, there)
-                fine = nearest(last, seen_now, there, moved)
-                mean = self.rain.own(self.network.output.values(raw))
-                logits = raw[:, : self.network.output.logits]
-                fine = torch.lerp(fine, moved, math.exp(-n * self.minutes / SMOOTH_MINUTES))
-                how = composition_at(n * self.minutes)
-                values.append(composed(moved, fine, logits, mean, seen_now, self.levels, how))
                 if self.calibration is not None:
                     logits = self.calibration.applied(logits, n / self.step)
                 chances.append(self.network.output.exceedance(logits))
-            else:
-                values.append(self.rain.own(self.network.output.values(raw)))
             flags.append(outside)
         exceedance = torch.stack(chances, dim=1) if chances else None
         return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1), exceedance)

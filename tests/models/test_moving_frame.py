@@ -145,7 +145,7 @@ class Still(Network):
         return frames[:, -1:].repeat(1, leads, 1, 1, 1)
 
 
-@pytest.mark.parametrize(("cadence", "spacing_km", "most"), [(10, 2.0, 1e-3), (5, 2.0, 1e-3), (5, 1.0, 0.02)])
+@pytest.mark.parametrize(("cadence", "spacing_km", "most"), [(10, 2.0, 5e-3), (5, 2.0, 5e-3), (5, 1.0, 0.02)])
 def test_a_network_that_changes_nothing_is_optical_flow(cadence, spacing_km, most):
     frames = np.stack([rain(n * cadence, 256, spacing_km) for n in range(5)])
     x = torch.from_numpy(frames).float().view(1, 5, 1, *frames.shape[1:]) / 255
