@@ -110,7 +110,7 @@ class MovingFrame(nn.Module):
                 how = Composition(how.texture, NO_GROWTH, how.mean_share)
                 logits = STEEP * (mean - torch.tensor(RAIN_CLASSES, device=mean.device).view(-1, 1, 1))
             levels = self._own(self.network.output.levels or RAIN_CLASSES)
-            values.append(composed(moved, fine, logits, self.rain.own(mean), seen_now, levels, how))
+            values.append(composed(moved, fine, logits, self.rain.own(mean), seen_now, levels, how, self.rain.steep))
             if self.network.output.logits:
                 if self.calibration is not None:
                     logits = self.calibration.applied(logits, n / self.step)

@@ -49,6 +49,11 @@ class Rain:
         dbz = 10 * math.log10(a) - slope * 10 * math.log10(self.a) + (slope - 1) * self.dbz_min
         return slope, dbz / (self.dbz_max - self.dbz_min)
 
+    @property
+    def steep(self) -> float:
+        """The rain rate of a domain grows with exp(steep * pixel)."""
+        return (self.dbz_max - self.dbz_min) * math.log(10) / (10 * self.b)
+
     def common(self, pixels: Tensor) -> Tensor:
         """Pixels (0-1) of a domain as those of Marshall and Palmer."""
         slope, offset = self.line

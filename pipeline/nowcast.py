@@ -181,18 +181,24 @@ def _area_matched(domain: Domain, spacing_m: float) -> Any:
     from models.baselines.area_matched import AreaMatched
 
     levels = sorted({pixel_of_rate(rate, domain.zr, domain.scale) / 255 for rate in domain.thresholds_mm_h})
-    return AreaMatched(domain.cadence_minutes, spacing_m, tuple(levels))
+    return AreaMatched(domain.cadence_minutes, spacing_m, tuple(levels), _rain_of(domain).steep)
 
 
 def _in_moving_frame(network: Any, card: Any, domain: Domain, spacing_m: float) -> Any:
     from models.calibration import Calibration
     from models.moving_frame import MovingFrame
-    from models.moving_windows import Rain
 
-    rain = Rain(domain.zr.a, domain.zr.b, domain.scale.dbz_min, domain.scale.dbz_max)
+    rain = _rain_of(domain)
     frames = int(card.training.get("input_frames", 0))
     calibration = Calibration.of_card(card.calibration) if card.calibration else None
     return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames, calibration)
+
+
+def _rain_of(domain: Domain) -> Any:
+    """What the pixels of a domain mean, for ``models``."""
+    from models.moving_windows import Rain
+
+    return Rain(domain.zr.a, domain.zr.b, domain.scale.dbz_min, domain.scale.dbz_max)
 
 
 # a forecast that is wanted: for which domain, from what

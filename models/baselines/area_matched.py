@@ -22,11 +22,12 @@ class AreaMatched:
     Args:
         cadence_minutes, spacing_m: of the frames.
         levels: pixel values (0-1), whole 255ths, whose areas are kept.
+        steep: see ``models.composition.composed``.
     """
 
-    def __init__(self, cadence_minutes: float, spacing_m: float, levels: tuple[float, ...]) -> None:
+    def __init__(self, cadence_minutes: float, spacing_m: float, levels: tuple[float, ...], steep: float) -> None:
         self.cells_a_lead = KM_PER_MINUTE * cadence_minutes * 1000 / spacing_m
-        self.borders = levels
+        self.borders, self.steep = levels, steep
         nothing = (0.0,) * len(levels)
         self.how = Composition(nothing, nothing, 0.0)
 
@@ -40,6 +41,6 @@ class AreaMatched:
             sigma = max(0.5, self.cells_a_lead * n)
             smooth = blur(moved * seen, sigma) / blur(seen.to(moved.dtype), sigma).clamp_min(0.05)
             ranks = smooth.repeat(1, len(self.borders), 1, 1)
-            values.append(composed(moved, moved, ranks, moved, seen, self.borders, self.how))
+            values.append(composed(moved, moved, ranks, moved, seen, self.borders, self.how, self.steep))
             flags.append(outside)
         return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1))
