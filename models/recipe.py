@@ -191,6 +191,7 @@ def make_moving(
     initial: Network | None = None,
     calibration: dict[str, Any] | None = None,
     lineage: dict[str, Any] | None = None,
+    threads: int = 0,
 ) -> Made:
     """``make`` in the moving frame, on a dataset of ``models.dataset``; without validation the last weights count.
 
@@ -199,7 +200,10 @@ def make_moving(
         initial: begin with its weights, if its architecture is the same.
         calibration: of ``initial``, kept where nothing is validated with.
         lineage: more for the card: parent, version of the software.
+        threads: of the CPU; 0 leaves it as it is.
     """
+    if threads:
+        torch.set_num_threads(threads)
     if out.exists():
         raise checkpoint.CheckpointError(f"{out} exists already; choose another name")
     facts = [one.facts for one in series.values()]

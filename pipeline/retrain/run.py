@@ -126,8 +126,6 @@ def _build(work: Work, data: Path, progress: Progress) -> None:
 
 
 def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
-    import torch
-
     from models import checkpoint
     from models import dataset as datasets
     from models.forecaster import resolved_device
@@ -135,7 +133,6 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
     from models.training_config import TrainingConfig
 
     chosen, plan = work.plan.chosen, work.plan
-    torch.set_num_threads(work.settings.threads)
     series, card = datasets.load(data)
     config = TrainingConfig(
         input_frames=int(card["input_frames"]),
@@ -171,7 +168,7 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
     device = str(resolved_device(work.settings.device))
     make_moving(
         recipe, series, card, out, plan.challenger, report, device,
-        initial=initial, calibration=calibration, lineage=lineage,
+        initial=initial, calibration=calibration, lineage=lineage, threads=work.settings.threads,
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_run_says_where_the_product_lies(here):
         ("status --set catalog=sqlite:////proc/nowcast/c.sqlite", 0, "there is no root yet"),
         ("run small --prefect --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 2, "NOWCAST_CATALOG"),
         ("networks list --config x.toml", 0, "wu2019_radar_3l"),
-        ("catalog upgrade --json", 0, "0003"),
+        ("catalog upgrade --json", 0, "0004"),
         ("status --set catalog=catalog.sqlite", 2, "expected sqlite:///FILE or postgresql://"),
         ("status --set catalog=postgresql+psycopg://u:hush@127.0.0.1:9/x", 4, "cannot be used"),
     ],
@@ -223,4 +223,4 @@ def test_every_example_of_real_data_is_served(sample_data, here):
             f"--set domains.{domain}.lead_frames=2 --set domains.{domain}.grid.coarsen=4"
         )
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["methods"] == {"convlstm": 1}
+        assert json.loads(done.stdout)["methods"] == {"champion": 1}

@@ -97,7 +97,9 @@ def test_the_file_deploys_and_the_server_schedules_it(prefect, tmp_path):
         made = {one.name: one for one in client.read_deployments()}
         assert set(made) >= set(NAMES)
         assert not made["backfill"].schedules
-        assert not made["train"].schedules[0].active
+        assert made["retrain"].schedules[0].active
+        drift = next(one for one in client.read_automations() if one.name.startswith("retrain"))
+        assert not drift.enabled and drift.trigger.match.root == {"prefect.resource.id": "nowcast.alert.*.drift.*"}
         watchdog = made["watchdog"]
         assert watchdog.schedules[0].schedule.interval == timedelta(minutes=5)
         assert watchdog.concurrency_options.collision_strategy.value == "CANCEL_NEW"

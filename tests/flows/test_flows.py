@@ -49,6 +49,7 @@ def test_every_flow_once(prefect, config):
     from flows.ingest import ingest
     from flows.nowcast import nowcast
     from flows.report import report
+    from flows.retrain import retrain
     from flows.train import train
     from flows.verify import verify
     from pipeline.operations import TrainingRequest
@@ -67,7 +68,14 @@ def test_every_flow_once(prefect, config):
     ingest("small", datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 6, 2, 12, tzinfo=UTC), config=config)
     request = TrainingRequest(name="tiny", steps=1, crop=32, batch=1, lead_frames=2)
     assert train(["small"], request, config=config).folder.name == "tiny"
+    small = {f"retrain.{key}": str(value) for key, value in {
+        "steps": 1, "batch": 1, "crop": 32, "fewest_times": 5, "gap_minutes": 20, "forecasts": 4, "window_days": 0.5,
+    }.items()}  # fmt: skip
+    [compared] = retrain("small", config=config, changes=small)
+    assert compared.state in {"rejected", "not enough evidence"} and compared.page.is_file()
+    assert [one.state for one in retrain(online=True, config=config)] == ["off"]
     left = artifacts()
+    assert compared.reason in left["retrain-small"] and compared.challenger in left["retrain-small"]
     assert {"ingest-small", "nowcast-small", "backfill-small", "verify-small", "report-small", "train-tiny"} <= set(
         left
     )

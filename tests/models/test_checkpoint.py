@@ -127,8 +127,14 @@ def test_a_model_serves_what_its_card_allows_and_nothing_else():
         assert says in card().refusal(**{**TASK, **changes})
 
 
-def test_shipped_model_is_whole():
-    network, shipped = checkpoint.load(checkpoint.find("convlstm"))
-    assert sum(p.numel() for p in network.parameters()) == 738_832
-    assert shipped.training["command"].startswith("nowcast train")
-    assert (checkpoint.find("convlstm") / "weights.safetensors").stat().st_size < 5_000_000
+@pytest.mark.parametrize(("name", "parameters"), [("champion", 366_828), ("convlstm", 261_733), ("dc", 371_626)])
+def test_shipped_models_are_whole_and_say_what_they_learnt_from(name, parameters):
+    network, shipped = checkpoint.load(checkpoint.find(name))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert (checkpoint.find(name) / "weights.safetensors").stat().st_size < 5_000_000
+    training = shipped.training
+    assert f"--out {name}" in training["command"] and shipped.limits
+    # terms allow it, and Brisbane's do not
+    assert set(training["terms"]) == set(training["periods"]) == set(training["inputs"])
+    assert set(training["terms"]) == {"finland", "netherlands", "swiss_summer", "swiss_winter", "conus"}
+    assert all("cite" in text or "public domain" in text for text in training["terms"].values())

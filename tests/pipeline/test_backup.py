@@ -110,7 +110,7 @@ def test_what_is_no_backup_of_this_schema_is_refused(catalog, store, tmp_path):
         backup.backup(catalog.url, file, store)
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
-    with pytest.raises(SettingsError, match="schema 0002, this version uses 0003"):
+    with pytest.raises(SettingsError, match="schema 0002, this version uses 0004"):
         backup.restore(catalog.url, file, store)
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SettingsError, match="not a whole SQLite database"):

@@ -80,7 +80,7 @@ RULES = {
         no_forecast,
         "no forecast for 2 cycles (20 minutes), the newest is of 2026-03-01 11:40 UTC; no frame",
     ),
-    "fallback": (by_fallback, "3 forecasts by optical_flow instead of convlstm: frames are missing"),
+    "fallback": (by_fallback, "3 forecasts by optical_flow instead of champion: frames are missing"),
     "radar_silent brav": (silent_radar, "brav was not heard for 46 minutes, last 2026-03-01 11:20 UTC"),
     "feed_fault": (failing_feed, "the source cannot be polled, since 2026-03-01 12:03 UTC: no route to host"),
     "frozen_feed": (frozen, "the feed is frozen: the rain of 12:00 UTC is the same as 4 cycles before"),

@@ -24,7 +24,7 @@ def place(tmp_path, store, catalog):
         shutil.copytree(checkpoint.PRETRAINED / "convlstm", folder)
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps({**card, "name": name}))
-    return synthetic_domain(), store, catalog
+    return synthetic_domain(model="convlstm"), store, catalog
 
 
 def promote(place, name, minutes=0, **more):
