@@ -124,8 +124,20 @@ def _findings(settings: Settings, store: Store, catalog: Catalog, now: datetime)
         yield from rules.silent_radars(domain, feed, timeline.since, now, settings.alerts)
         yield from rules.feed_fault(domain, feed, now)
         yield from rules.frozen_feed(domain, timeline)
-        yield from rules.drifted_inputs(domain, read_inputs(domain, store, catalog, now), settings.alerts)
+        yield from _inputs(settings, domain, store, catalog, now)
         yield from _scores(settings, domain, store, catalog, now)
+
+
+def _inputs(settings: Settings, domain: Domain, store: Store, catalog: Catalog, now: datetime) -> Iterator[Finding]:
+    if not settings.alerts.drift:
+        return
+    try:
+        found = read_inputs(domain, store, catalog, now)
+    except (StoreUnavailable, OSError) as err:
+        log.warning("the rain of %s cannot be compared with that of the training: %s", domain.name, err)
+        yield Finding(domain.name, "drift", "inputs", "unclear")
+        return
+    yield from rules.drifted_inputs(domain, found, settings.alerts)
 
 
 def _scores(settings: Settings, domain: Domain, store: Store, catalog: Catalog, now: datetime) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ ATTEMPTS = 20
 # a copy that was used a moment ago may be about to be opened
 IN_USE_S = 300.0
 # read by path for as long as a process works
-NEVER_DROPPED = ("clutter", "models")
+NEVER_DROPPED = ("clutter", "models", "retrain")
 READERS = 8
 
 

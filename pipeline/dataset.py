@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import times
 from pipeline.advection import estimated_motion
 from pipeline.domain import Domain
-from pipeline.errors import DamagedFrame, NowcastError, SettingsError
+from pipeline.errors import DamagedFrame, NowcastError, SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.frames.correlation import TRAINING_LIMIT, correlation
 from pipeline.frames.grayscale import Frame, Pixels, pixel_of_rate
@@ -83,7 +83,8 @@ def build(
 
     Raises:
         SettingsError: the folder exists, or the domains have not one product and scale.
-        NowcastError: there is nothing to learn from, or it cannot be written.
+        NowcastError: there is nothing to learn from.
+        StoreUnavailable: it cannot be written.
     """
     from models import dataset
 
@@ -105,7 +106,7 @@ def build(
         except FileExistsError as err:
             raise NowcastError(f"{half} is there from a run that was killed; remove it") from err
         except OSError as err:
-            raise NowcastError(f"{err.filename or out}: cannot be written: {err.strerror}") from err
+            raise StoreUnavailable(f"{err.filename or out}: cannot be written: {err.strerror}") from err
     size = sum(path.stat().st_size for path in out.iterdir())
     return DatasetResult(
         out,

@@ -43,6 +43,8 @@ SLOW_LOOK = timedelta(minutes=2)
 # between two notes of looks that all end the same
 NOTED_EVERY = timedelta(seconds=30)
 IDLE_S = 0.5
+# cycles that wait for a challenger in the shadow, the newest first
+MOST_BESIDE = 8
 
 
 # rows of the catalog by the instant that they are of
@@ -115,6 +117,7 @@ class Live:
         self._issue, self._after = step(self._issue_batch), after
         self._loader = nowcast.Loader(store, settings, catalog)
         known = {row["domain"]: row for row in catalog.read(sa.select(tables.feeds))}
+        self._beside: list[Wanted] = []  # what challengers may forecast too
         self._behind = ""  # domain of whose backlog a piece is being taken in, one at a time for all
         self.feeds = [self._open(domain, known.get(name)) for name, domain in sorted(settings.domains.items())]
 
@@ -133,12 +136,15 @@ class Live:
         for feed in (one for one in self.feeds if one.looked):
             due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
         waiting = self._wait_for_others(due, now) if due else IDLE_S
+        if not due and self._beside:
+            self._shadow(self._beside.pop(0))
+            return 0.0
         if waiting > 0:  # while nothing is due
             return 0.0 if self._give_up_missed(now) else min(waiting, IDLE_S)
         outcomes = self._issue(due)
         self._learn(outcomes)
         self._after(outcomes)
-        self._shadow(due)
+        self._beside = [*due, *self._beside][:MOST_BESIDE]
         give_back_freed()
         return 0.0
 
@@ -326,17 +332,17 @@ class Live:
         left = self.settings.live.batch_wait_s - (now - first).total_seconds()
         return left if late else 0.0
 
-    def _shadow(self, wanted: Sequence[Wanted]) -> None:
-        """What was forecast, once more by the challengers that run beside; nobody is told, and nothing waits for it."""
+    def _shadow(self, wanted: Wanted) -> None:
+        """What was forecast, once more by a challenger that runs beside: one at a time, while nothing is due."""
         try:
-            beside = {w.domain.name: row for w in wanted if (row := promotion.in_shadow(self.catalog, w.domain))}
-            mine = [w for w in wanted if w.domain.name in beside]
+            row = promotion.in_shadow(self.catalog, wanted.domain)
+            if row is None:
+                return
 
             def load(domain: Domain, spacing_m: float) -> nowcast.Methods:
-                row = beside[domain.name]
                 return self._loader.of(domain, spacing_m, promotion.Candidate(row["name"], row["checksum"]))
 
-            for outcome in issue(self.store, self.catalog, load, mine, promotion.SHADOW, self.clock):
+            for outcome in issue(self.store, self.catalog, load, [wanted], promotion.SHADOW, self.clock):
                 if outcome.error is not None:
                     log.warning("%s in shadow: %s", outcome.domain, outcome.reason)
         except NowcastError as err:

@@ -116,7 +116,7 @@ class Loader:
             elif domain.model == AREA_MATCHED:
                 model = Forecaster(_area_matched(domain, spacing_m), threads=self.settings.threads)
             elif domain.model not in {OPTICAL_FLOW, LAST_FRAME}:
-                model, card = self._network(domain, spacing_m)
+                model, card = self._network(domain, spacing_m, wanted)
                 checksum, limits = card.checksum, card.limits
                 if wanted not in {"", checksum}:
                     raise ModelRefused(f"model {card.name} is {checksum[:12]} now, {wanted[:12]} was promoted")
@@ -135,13 +135,14 @@ class Loader:
             last_frame=self._last_frame,
         )
 
-    def _network(self, domain: Domain, spacing_m: float) -> "tuple[Forecaster, Any]":
+    def _network(self, domain: Domain, spacing_m: float, wanted: str) -> "tuple[Forecaster, Any]":
         from models import checkpoint
         from models.forecaster import Forecaster
         from models.recipe import too_short_reach
 
         settings = self.settings
-        if domain.model not in self._networks:
+        known = self._networks.get(domain.model)
+        if known is None or wanted not in {"", known[1].checksum}:  # its files may have been replaced since
             try:
                 folder = checkpoint.find(domain.model, (self.store.models(domain.model),))
                 self._networks[domain.model] = checkpoint.load(folder)
@@ -160,7 +161,8 @@ class Loader:
         if refusal:
             raise ModelRefused(refusal)
         # in the moving frame a network serves several kinds of frames, each in its own way
-        key = (domain.model, *((domain.cadence_minutes, spacing_m, domain.zr, domain.scale) if card.moving else ()))
+        kind = (domain.cadence_minutes, spacing_m, domain.zr, domain.scale) if card.moving else ()
+        key = (domain.model, card.checksum, *kind)
         if key not in self._forecasters:
             method = _in_moving_frame(network, card, domain, spacing_m) if card.moving else network
             self._forecasters[key] = Forecaster(

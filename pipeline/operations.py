@@ -20,7 +20,7 @@ from pipeline import logs, nowcast, promotion, times
 from pipeline.catalog import Catalog
 from pipeline.cycles import issue_cycles
 from pipeline.domain import Domain
-from pipeline.errors import NotForecast, NowcastError, SettingsError
+from pipeline.errors import ModelRefused, NotForecast, NowcastError, SettingsError
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
 from pipeline.learn_clutter import Learned
@@ -366,14 +366,21 @@ def retrain(
         return retraining.Retrained(domain_name, "off", "retrain.online is off", domain.model_name, "")
     store, catalog = open_root(settings)
     with closing(catalog), logs.log_context(domain=domain_name), catalog.lease(f"retrain/{domain_name}") as lease:
+        if lease is None and online:
+            return retraining.Retrained(domain_name, "off", "another process retrains it", domain.model_name, "")
         if lease is None:
             raise NowcastError(f"another process retrains {domain_name}; nothing was begun")
+        clock = times.Clock(now)
         work = retraining.open_work(settings, domain, store, catalog, start, end, challenger, anew, now, online)
         if isinstance(work, retraining.Retrained):
             return work
-        why_not = step(retraining.train)(work, progress)
-        evidence = None if why_not or work.plan.online else step(retraining.compare)(work, progress)
-        return step(retraining.conclude)(work, now, why_not, evidence)
+        why_not, evidence = step(retraining.train)(work, progress), None
+        try:
+            if not why_not and not work.plan.tunes:
+                evidence = step(retraining.compare)(work, progress)
+        except ModelRefused as err:
+            why_not = str(err)
+        return step(retraining.conclude)(work, clock.now(), why_not, evidence)
 
 
 def open_root(settings: Settings) -> tuple[Store, Catalog]:

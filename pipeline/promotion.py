@@ -48,6 +48,21 @@ def in_use(catalog: Catalog, domain: Domain) -> str:
     return model_name(candidates(catalog, domain)[0].name)
 
 
+def serving(store: Store, catalog: Catalog, domain: Domain) -> tuple[Candidate, Any]:
+    """The first candidate that can be read, and its card; None of a method without weights, or if none can be."""
+    from models import checkpoint
+
+    found = candidates(catalog, domain)
+    for one in found:
+        try:
+            card = checkpoint.read_card(checkpoint.find(one.name, (store.models(one.name),)))
+        except checkpoint.CheckpointError:
+            continue
+        if one.checksum in {"", card.checksum}:
+            return one, card
+    return found[-1], None
+
+
 def in_shadow(catalog: Catalog, domain: Domain) -> Row | None:
     """The promotion row of the model that runs beside, if there is one."""
     return next(iter(standing(catalog, domain, SHADOW)), None)
@@ -98,11 +113,11 @@ def promote(
     p = tables.promotions.c
     ends = sa.and_(p.domain == domain.name, p.role == SHADOW, p.ended_at == 0)
     with catalog.write(domain.name) as connection:
-        serving = in_use(catalog, domain)
-        if role == IN_USE and serving == name:
+        now_serving = model_name(serving(store, catalog, domain)[0].name)
+        if role == IN_USE and in_use(catalog, domain) == name:
             raise NowcastError(f"{name} serves {domain.name} already")
-        if after and serving != model_name(after):
-            raise NowcastError(f"{serving} serves {domain.name} now, {name} was compared with {model_name(after)}")
+        if after and now_serving != model_name(after):
+            raise NowcastError(f"{now_serving} serves {domain.name} now, {name} was compared with {model_name(after)}")
         event = "promoted" if role == IN_USE else "shadowed"
         store.append_journal(now, {"event": event, "promotion": row})
         connection.execute(sa.update(tables.promotions).where(ends).values(ended_at=now.timestamp()))
@@ -167,11 +182,18 @@ def rows_of_journal(entries: list[dict[str, Any]]) -> list[Row]:
             continue
         row = entry["promotion"]
         if entry["event"] != "demoted":
+            stands = [o for o in found.values() if not o["ended_at"] and _place(o) == _place(row)]
+            if stands and stands[-1]["name"] == row["name"]:
+                continue  # told twice, since a process was killed before the catalog had it
             for other in found.values():
                 if (other["domain"], other["role"], other["ended_at"]) == (row["domain"], SHADOW, 0):
                     other["ended_at"] = row["since"]
         found[row["domain"], row["name"], row["role"], row["since"]] = dict(row)
     return list(found.values())
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["domain"], row["role"], row["instead_of"]
 
 
 def said(row: Row) -> str:

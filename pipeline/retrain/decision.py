@@ -16,6 +16,8 @@ from pipeline.verification.scores import Sums
 # the headline score is the mean CSI of these, mm/h, at the headline lead times
 HEADLINE_RATES = (0.5, 2.0)
 SEED = 0
+# cells of observed rain; of fewer the CSI says little
+FEWEST_EVENTS = 1000
 EVENTS = ("hits", "misses", "false_alarms")
 BETTER, REJECTED, NO_EVIDENCE = "better", "rejected", "not enough evidence"
 
@@ -53,17 +55,19 @@ def decide(evidence: Evidence | None, chosen: Retrain, seconds: float | None = N
         seconds: of a forecast in operation, where that was seen; else as in the evaluation.
     """
     if evidence is None:
-        text = "no time of the deciding period has rain in its input and frames after it"
+        text = "no time of the deciding period has whole input with rain"
         return Verdict(NO_EVIDENCE, text, (Check("wet spells", False, text),))
     verified = evidence.verified
-    if len(verified.methods) < 2 or evidence.failures:
-        why = evidence.failures[0] if evidence.failures else "the challenger is the model in use"
-        count = f"{len(evidence.failures)} forecasts failed, the first: " if evidence.failures else ""
-        return Verdict(REJECTED, count + why, (Check("forecasts", False, count + why),))
+    if evidence.failures:
+        text = f"{len(evidence.failures)} forecasts of the challenger failed, the first: {evidence.failures[0]}"
+        return Verdict(REJECTED, text, (Check("forecasts", False, text),))
+    if evidence.absences or verified is None:
+        text = f"{len(evidence.absences)} forecasts of the model in use failed, the first: {evidence.absences[0]}"
+        return Verdict(NO_EVIDENCE, text, (Check("forecasts", False, text),))
     checks = (
         _forecast_time(evidence, chosen, seconds),
         _thresholds(verified, chosen),
-        _calibration(evidence, chosen),
+        _calibration(verified, evidence.in_use, chosen),
         _wet_spells(verified, chosen),
         _headline(verified, chosen),
     )
@@ -113,9 +117,10 @@ def _headline(verified: Verified, chosen: Retrain) -> Check:
 def _thresholds(verified: Verified, chosen: Retrain) -> Check:
     value = scores.csi(*(verified.total[name][..., 0] for name in EVENTS))
     leads = nearest(verified.axes["lead"], HEADLINE_LEADS)
-    difference = (value[0] - value[1])[leads]
+    events = (verified.total["hits"] + verified.total["misses"])[0, ..., 0]
+    difference = np.where(events >= FEWEST_EVENTS, value[0] - value[1], np.nan)[leads]
     if np.isnan(difference).all():
-        return Check("every threshold", None, "no event at any threshold")
+        return Check("every threshold", None, f"no threshold with {FEWEST_EVENTS} cells of observed rain")
     lead, rate = np.unravel_index(np.nanargmin(difference), difference.shape)
     worst = float(difference[lead, rate])
     where = f"{verified.axes['threshold'][rate]:g} mm/h and {verified.axes['lead'][leads[lead]]} min"
@@ -123,9 +128,9 @@ def _thresholds(verified: Verified, chosen: Retrain) -> Check:
     return Check("every threshold", worst >= -chosen.margin, said)
 
 
-def _calibration(evidence: Evidence, chosen: Retrain) -> Check:
-    own = unreliability(evidence.verified)
-    other = None if evidence.in_use is None else unreliability(evidence.in_use)
+def _calibration(verified: Verified, in_use: Verified | None, chosen: Retrain) -> Check:
+    own = unreliability(verified)
+    other = None if in_use is None else unreliability(in_use)
     if own is None:
         if other is None:
             return Check("calibration", None, "neither gives probabilities")

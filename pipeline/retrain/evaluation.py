@@ -1,5 +1,6 @@
 """Challenger and model in use forecast the same times, and are scored as published forecasts are."""
 
+import hashlib
 import itertools
 import logging
 import time as stopwatch
@@ -19,7 +20,7 @@ from pipeline.frames.grayscale import NO_COVERAGE
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.product import PROBABILITY_STEP
 from pipeline.publish import Made
-from pipeline.storage import Store
+from pipeline.storage import Store, writing
 from pipeline.verification.compared import BASELINES
 from pipeline.verification.files import ForecastSums, to_dataset
 from pipeline.verification.period import Verified, of_sums
@@ -37,16 +38,18 @@ class Evidence:
     """What the forecasts of the deciding period showed.
 
     Attributes:
-        verified: sums; methods are the challenger, the model in use, then the baselines.
+        verified: sums; methods are the challenger, the model in use, then the baselines. None if no time was scored.
         in_use: sums of the model in use alone, with its probabilities; None if it gives none.
         seconds: of each forecast of the challenger.
         failures: why it did not forecast some times.
+        absences: why the model in use did not.
     """
 
-    verified: Verified
+    verified: Verified | None
     in_use: Verified | None
     seconds: list[float]
     failures: list[str]
+    absences: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,12 @@ def evaluate(
         return None
     rules = rules_of(domain, source)
     scorer = Scorer(rules, pixel_tables(domain, rules))
+    # sums by other rules are no use to a run that goes on
+    folder = folder / hashlib.sha256(f"{rules.to_json()} {rivals.names}".encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     chosen = _spread([t for t in archive.times() if period[0] <= t <= period[1]], most)
     done: list[tuple[datetime, dict[str, NDArray[np.generic]]]] = []
-    seconds, failures = [], []
+    seconds, failures, absences = [], [], []
     for n, time in enumerate(chosen):
         path = folder / f"{times.compact(time)}.npz"
         sums = _kept(path)
@@ -95,19 +100,22 @@ def evaluate(
             sums = {}
             for sequence in _usable(archive, domain, time):
                 sums = _sums(domain, archive, scorer, rivals, sequence)
-            with store.publish(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **sums)  # type: ignore[arg-type]
+            _keep(path, sums)
         if "failure" in sums:
             failures.append(f"{times.iso(time)}: {bytes(sums['failure']).decode()}")
+        elif "absence" in sums:
+            absences.append(f"{times.iso(time)}: {bytes(sums['absence']).decode()}")
         elif sums:
             seconds.append(float(sums.pop("seconds")))
             done.append((time, sums))
         progress("evaluate", n + 1, len(chosen))
-    if not done:
+    if not done and not failures and not absences:
         return None
+    if not done:
+        return Evidence(None, None, seconds, failures, absences)
     verified = _verified(domain, rules, rivals.names, done)
-    assert verified is not None
-    return Evidence(verified, _verified(domain, rules, rivals.names[1:2], done, OTHER), seconds, failures)
+    in_use = _verified(domain, rules, rivals.names[1:2], done, OTHER)
+    return Evidence(verified, in_use, seconds, failures, absences)
 
 
 def _spread(held: list[datetime], most: int) -> list[datetime]:
@@ -123,8 +131,17 @@ def _kept(path: Path) -> dict[str, NDArray[np.generic]] | None:
         return None
 
 
+def _keep(path: Path, sums: dict[str, NDArray[np.generic]]) -> None:
+    """Work that goes on here after a kill, and no part of the store."""
+    half = path.with_suffix(".half")
+    with writing(path):
+        with half.open("wb") as file:
+            np.savez_compressed(file, **sums)  # type: ignore[arg-type]
+        half.rename(path)
+
+
 def _usable(archive: Archive, domain: Domain, time: datetime) -> Iterator[InputSequence]:
-    """The input of a time, if it is whole, wet, and anything was observed afterwards."""
+    """The input of a time, if it is whole and wet."""
     try:
         sequence = read_sequence(archive, domain, time)
     except NotForecast:
@@ -142,7 +159,9 @@ def _sums(
     if made.frames.method != rivals.challenger.model_name:
         return {"failure": np.frombuffer(made.frames.fallback.encode(), np.uint8)}
     other = nowcast.forecast([(domain, sequence)], [rivals.in_use])[0]
-    challenger, in_use = _compared(made, domain), _compared(other, domain, rivals.in_use.model_name)
+    if other.frames.method != rivals.in_use.model_name:  # a fallback under its name would be an easy rival
+        return {"absence": np.frombuffer(other.frames.fallback.encode(), np.uint8)}
+    challenger, in_use = _compared(made, domain), _compared(other, domain)
     covered = in_use.valid
     compared = [challenger]
     for name in rivals.names[1:]:
@@ -159,14 +178,14 @@ def _sums(
     return {**found, "seconds": np.array(seconds)}
 
 
-def _compared(made: Made, domain: Domain, name: str = "") -> Compared:
+def _compared(made: Made, domain: Domain) -> Compared:
     frames = made.frames
     exceedance: NDArray[np.float32] | None = None
     if set(domain.thresholds_mm_h) <= set(frames.exceedance):
         planes = [frames.exceedance[rate] for rate in domain.thresholds_mm_h]
         # as the product holds them
         exceedance = np.float32(PROBABILITY_STEP) * np.rint(np.stack(planes) / np.float32(255 * PROBABILITY_STEP))
-    return Compared(name or frames.method, frames.rain, frames.state != NO_COVERAGE, exceedance)
+    return Compared(frames.method, frames.rain, frames.state != NO_COVERAGE, exceedance)
 
 
 def _verified(

@@ -25,6 +25,7 @@ def write_page(domain: Domain, store: Store, plan: Plan, done: "Retrained", evid
     from jinja2 import Environment, FileSystemLoader, select_autoescape
 
     verified = evidence.verified
+    assert verified is not None
     found = {one.score: one for one in estimates(verified, "common", SEED)}
     other = verified.methods[1]
     compared = summary.verdicts(verified, found["csi"], verified.methods[0], other)

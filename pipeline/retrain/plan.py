@@ -15,7 +15,7 @@ from pipeline.catalog import Catalog
 from pipeline.domain import Domain
 from pipeline.errors import BadInput
 from pipeline.frames.archive import Archive
-from pipeline.promotion import candidates
+from pipeline.promotion import serving, usable
 from pipeline.retrain.settings import Retrain
 from pipeline.storage import Store, safe_name
 from pipeline.version import software_version
@@ -36,7 +36,7 @@ class Plan:
         challenger: name of the model that is trained, or of the one that was given.
         given: the challenger is not trained here.
         after_shadow: it was better before, and has since forecast beside the model in use.
-        online: all of the window is learnt from; what comes after it will decide.
+        online: of the online setting: first all of the window is learnt from, then what came after it decides.
         asked: start, end and challenger as they were asked for; empty where they were not.
         settings: ``Retrain``.
         problem: why nothing can be done; empty if it can.
@@ -65,6 +65,11 @@ class Plan:
         """The settings that it began with."""
         return Retrain(**self.settings)
 
+    @property
+    def tunes(self) -> bool:
+        """It only tunes online; a later plan decides."""
+        return self.online and not self.after_shadow
+
     def between(self) -> tuple[datetime, datetime]:
         """First and last reference time that decide."""
         return times.parse_time(self.decide_from), times.parse_time(self.decide_until)
@@ -76,17 +81,19 @@ def folder_of(store: Store, domain: str, plan_id: str = "") -> Path:
     return folder / plan_id if plan_id else folder
 
 
-def unfinished(store: Store, domain: str) -> Plan | None:
-    """The newest plan that has no verdict yet; None if there is none, or it cannot be read."""
+def unfinished(store: Store, domain: str, online: bool) -> Plan | None:
+    """The newest plan of that kind without a verdict; None if there is none, or it cannot be read."""
     for path in sorted(folder_of(store, domain).glob("*/plan.json"), reverse=True):
         if (path.parent / "verdict.json").is_file():
             continue
         try:
             plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
             plan.chosen  # noqa: B018 - settings of another version are refused here
-            return plan
         except (OSError, ValueError, TypeError, ValidationError) as err:
             log.warning("%s is no plan of this version and is left alone: %s", path, err)
+            continue
+        if plan.online == online:
+            return plan
     return None
 
 
@@ -119,6 +126,7 @@ def make(
 
     Raises:
         BadInput: the challenger has no such name.
+        ModelRefused: the challenger is absent or damaged, or was trained for other frames.
     """
     if challenger and challenger != safe_name(challenger):
         raise BadInput(f"the challenger {challenger!r}: expected the name of a model of this root, or a shipped one")
@@ -129,20 +137,21 @@ def make(
     problem = "the archive has no frames in that window" if not held else ""
     held = held or [now, now]
     gap = timedelta(minutes=chosen.gap_minutes)
-    serving, checksum, known_until = _in_use(domain, store, catalog)
+    one, card = serving(store, catalog, domain)
+    known_until = _learnt_until(card, domain)
     cut = held[min(round(len(held) * (1 - chosen.decide_share)), len(held) - 1)]
     if challenger:
-        _, learnt = _training(domain, store, challenger)
+        learnt = _learnt_until(usable(store, domain, challenger), domain)
         known_until = max((t for t in (known_until, learnt) if t is not None), default=None)
         cut = held[0]
     after_shadow = decide_from is not None
-    if online:
+    if online and not after_shadow:
         decide_from = held[-1] + gap
     elif decide_from is None:
         decide_from = max(cut, known_until + gap) if known_until is not None else cut
-    if not problem and not online and decide_from >= held[-1]:
+    if not problem and (after_shadow or not online) and decide_from >= held[-1]:
         problem = (
-            f"no frame is left to decide with: {serving} or the challenger was trained on frames up to "
+            f"no frame is left to decide with: {one.name} or the challenger was trained on frames up to "
             f"{times.iso(decide_from - gap)}, the window ends at {times.iso(held[-1])}"
         )
     plan = Plan(
@@ -153,8 +162,8 @@ def make(
         learn_until=times.iso(decide_from - gap),
         decide_from=times.iso(decide_from),
         decide_until=times.iso(held[-1]),
-        model=serving,
-        model_checksum=checksum,
+        model=one.name,
+        model_checksum="" if card is None else card.checksum,
         challenger=challenger or f"{domain.name}-{times.compact(now.replace(microsecond=0))}",
         given=bool(challenger),
         settings=chosen.model_dump(mode="json"),
@@ -185,25 +194,14 @@ def discard(store: Store, plan: Plan) -> None:
     """Forget a plan that was not finished, with what was trained of it."""
     out = store.models(plan.challenger) / plan.challenger
     shutil.rmtree(folder_of(store, plan.domain, plan.id), ignore_errors=True)
+    if not plan.given:
+        shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(out.with_name(f".{out.name}.training"), ignore_errors=True)
 
 
-def _in_use(domain: Domain, store: Store, catalog: Catalog) -> tuple[str, str, datetime | None]:
-    """Model that serves, its checksum, and until when it was trained; the first that can be read."""
-    for one in candidates(catalog, domain):
-        checksum, until = _training(domain, store, one.name)
-        if checksum:
-            return one.name, checksum, until
-    return domain.model, "", None
-
-
-def _training(domain: Domain, store: Store, model: str) -> tuple[str, datetime | None]:
-    """Checksum of a model, and the end of what it learnt of this domain; "" and None if it has no card."""
-    from models import checkpoint
-
+def _learnt_until(card: Any, domain: Domain) -> datetime | None:
+    """End of what a model learnt of this domain, by its card; None if that says nothing of it."""
     try:
-        card = checkpoint.read_card(checkpoint.find(model, (store.models(model),)))
-        period = card.training.get("periods", {}).get(domain.name)
-        return card.checksum, times.parse_time(period.split("/")[1]) if period else None
-    except (checkpoint.CheckpointError, ValueError, AttributeError, IndexError):
-        return "", None
+        return times.parse_time(card.training["periods"][domain.name].split("/")[1])
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+        return None

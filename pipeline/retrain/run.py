@@ -16,7 +16,7 @@ from pipeline import catalog as tables
 from pipeline import dataset, nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import NowcastError, SettingsError, StoreUnavailable
+from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable
 from pipeline.frames.archive import Archive
 from pipeline.promotion import Candidate
 from pipeline.retrain import plan as plans
@@ -84,6 +84,7 @@ def train(work: Work, progress: Progress) -> str:
         return plan.problem
     out = store.models(plan.challenger) / plan.challenger
     if (out / "card.json").is_file():
+        store.send(out)  # it may have been killed before
         return ""
     data = work.folder / "dataset"
     try:
@@ -108,19 +109,19 @@ def _build(work: Work, data: Path, progress: Progress) -> None:
     request = dataset.DatasetRequest(
         start=times.parse_time(plan.start),
         end=times.parse_time(plan.learn_until),
-        validation_share=0.0 if plan.online else chosen.tune_share,
+        validation_share=0.0 if plan.tunes else chosen.tune_share,
         gap_minutes=chosen.gap_minutes,
     )
     command = f"retrain {plan.domain} {plan.id}"
     built = dataset.build(domains, work.store, data, request, command, times.parse_time(plan.made_at), progress)
     found = sum(built.train.values())
-    if found < chosen.fewest_times and not plan.online:
+    if found < chosen.fewest_times and not plan.tunes:
         shutil.rmtree(data, ignore_errors=True)
         raise NowcastError(
             f"{found} times with rain to learn from between {plan.start} and {plan.learn_until}, "
             f"{chosen.fewest_times} are needed (retrain.fewest_times)"
         )
-    if not built.validation[plan.domain] and not plan.online:
+    if not built.validation[plan.domain] and not plan.tunes:
         shutil.rmtree(data, ignore_errors=True)
         raise NowcastError(f"no time to tune with before {plan.learn_until}; the window is too short")
 
@@ -138,7 +139,7 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
         input_frames=int(card["input_frames"]),
         lead_frames=int(card["lead_frames"]),
         batch=chosen.batch,
-        steps=chosen.online_steps if plan.online else chosen.steps,
+        steps=chosen.online_steps if plan.tunes else chosen.steps,
         minutes=chosen.minutes,
         learning_rate=chosen.learning_rate,
         seed=chosen.seed,
@@ -148,12 +149,12 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
     recipe = Recipe(
         network=chosen.network, network_config=chosen.network_config, crop=chosen.crop, training=config
     )  # fmt: skip
-    initial, calibration = None, {}
+    initial, calibration, before = None, {}, {}
     if chosen.start_from == "model" and plan.model_checksum:
         try:
             network, parent = checkpoint.load(checkpoint.find(plan.model, (work.store.models(plan.model),)))
             if parent.moving:
-                initial, calibration = network, parent.calibration
+                initial, calibration, before = network, parent.calibration, parent.training.get("periods", {})
         except checkpoint.CheckpointError as err:
             log.warning("from scratch, since the model in use cannot be read: %s", err)
 
@@ -164,12 +165,22 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
         "parent": {"name": plan.model, "checksum": plan.model_checksum},
         "software_version": plan.software_version,
         "retraining": plan.id,
+        "periods": _both({name: one.facts.about["period"] for name, one in series.items()}, before),
     }
     device = str(resolved_device(work.settings.device))
     make_moving(
         recipe, series, card, out, plan.challenger, report, device,
         initial=initial, calibration=calibration, lineage=lineage, threads=work.settings.threads,
     )  # fmt: skip
+
+
+def _both(own: dict[str, str], before: dict[str, str]) -> dict[str, str]:
+    """Periods of a model that continues another one: from the earlier start to the later end."""
+    made = {**before, **own}
+    for name in set(own) & set(before):
+        (a, b), (c, d) = own[name].split("/"), before[name].split("/")
+        made[name] = f"{min(a, c, key=times.parse_time)}/{max(b, d, key=times.parse_time)}"
+    return made
 
 
 def shadow_seconds(work: Work) -> float | None:
@@ -182,7 +193,11 @@ def shadow_seconds(work: Work) -> float | None:
 
 
 def compare(work: Work, progress: Progress) -> Evidence | None:
-    """Forecasts of both, scored."""
+    """Forecasts of both, scored; None if no time could be.
+
+    Raises:
+        ModelRefused: one of the two cannot be used.
+    """
     loader = nowcast.Loader(work.store, work.settings, work.catalog)
     return evaluate(
         work.domain,
@@ -201,8 +216,9 @@ def _rivals(work: Work, loader: nowcast.Loader) -> Rivals:
     assert source is not None  # a plan without frames has a problem, and compares nothing
     challenger = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.challenger))
     in_use = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.model, plan.model_checksum))
-    if challenger.refused:
-        raise NowcastError(f"the challenger cannot be used: {challenger.refused}")
+    for whose, methods in (("the challenger", challenger), ("the model in use", in_use)):
+        if methods.refused:
+            raise ModelRefused(f"{whose} cannot be used: {methods.refused}")
     return Rivals(challenger, in_use)
 
 
@@ -212,7 +228,7 @@ def conclude(work: Work, now: datetime, not_trained: str, evidence: Evidence | N
 
     plan, chosen = work.plan, work.plan.chosen
     verdict = Verdict(NOT_TRAINED, not_trained, ()) if not_trained else decide(evidence, chosen, shadow_seconds(work))
-    if plan.online and not not_trained:
+    if plan.tunes and not not_trained:
         verdict = Verdict(SHADOW, f"tuned on what was observed until {plan.learn_until}; what comes now decides", ())
     state = verdict.state
     if state == BETTER:
@@ -223,12 +239,18 @@ def conclude(work: Work, now: datetime, not_trained: str, evidence: Evidence | N
         reason=verdict.reason,
         model=plan.model,
         challenger=plan.challenger,
-        page=work.folder / "index.html" if evidence is not None else None,
+        page=work.folder / "index.html" if evidence is not None and evidence.verified is not None else None,
         checks=[asdict(check) for check in verdict.checks],
     )
     done = _act(work, now, done)
-    if evidence is not None:
-        write_page(work.domain, work.store, plan, done, evidence, now)
+    if done.page is not None and evidence is not None:
+        try:
+            write_page(work.domain, work.store, plan, done, evidence, now)
+        except StoreUnavailable:
+            raise
+        except Exception as err:  # the verdict stands without a page, and must not be sought for ever
+            log.exception("the page of the retraining %s could not be made", plan.id)
+            done = replace(done, page=None, problems=[f"no page: {err!r}"])
     _finish(work, now, done)
     return done
 
@@ -238,7 +260,7 @@ def _act(work: Work, now: datetime, done: Retrained) -> Retrained:
     plan, catalog, domain = work.plan, work.catalog, work.domain
     shadow = promotion.in_shadow(catalog, domain)
     mine = shadow is not None and shadow["name"] == plan.challenger
-    if done.state == "rejected" and mine:
+    if done.state == REJECTED and mine:
         promotion.demote(work.store, catalog, domain, now, done.reason, promotion.SHADOW)
     if done.state not in {PROMOTED, SHADOW}:
         return done
@@ -291,7 +313,7 @@ def open_work(
     Raises:
         SettingsError: an unfinished one would go on, although another one is asked for.
     """
-    found, chosen = plans.unfinished(store, domain.name), settings.retrain
+    found = plans.unfinished(store, domain.name, online)
     wanted = plans.asked(start, end, challenger)
     if found is not None and anew:
         plans.discard(store, found)
@@ -308,17 +330,31 @@ def open_work(
     if shadow is not None and anew:
         promotion.demote(store, catalog, domain, now, "another retraining was asked for", promotion.SHADOW)
     elif shadow is not None and not any(wanted):
-        return _out_of_shadow(settings, domain, store, catalog, shadow, now)
-    plan = plans.make(domain, store, catalog, chosen, start, end, challenger, now, online=online)
+        before = _plan_of(store, shadow)
+        if before["online"] == online or online:
+            return _out_of_shadow(settings, domain, store, catalog, shadow, before, now)
+        promotion.demote(store, catalog, domain, now, "the scheduled retraining begins", promotion.SHADOW)
+    plan = plans.make(domain, store, catalog, settings.retrain, start, end, challenger, now, online=online)
     return Work(settings, domain, store, catalog, plan)
 
 
+def _plan_of(store: Store, shadow: Row) -> dict[str, Any]:
+    """The plan that put a challenger into the shadow."""
+    found: dict[str, Any] = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
+    return found
+
+
 def _out_of_shadow(
-    settings: Settings, domain: Domain, store: Store, catalog: Catalog, shadow: Row, now: datetime
+    settings: Settings,
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    shadow: Row,
+    before: dict[str, Any],
+    now: datetime,
 ) -> Work | Retrained:
     """The decision on a challenger that forecasts beside, if it is time for one."""
     chosen, name = settings.retrain, shadow["name"]
-    before = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
     least = timedelta(hours=chosen.online_shadow_hours if before["online"] else chosen.shadow_hours)
     until = max(tables.from_seconds(shadow["since"]), plans.last_made(store, domain.name)) + least
     first, held = times.parse_time(before["decide_from"]), Archive(store, domain).times()
@@ -326,6 +362,7 @@ def _out_of_shadow(
     if now >= until and (not held or held[-1] <= first):
         reason = f"{name} forecasts beside; nothing was observed yet that could decide"
     elif now >= until:
-        plan = plans.make(domain, store, catalog, chosen, first, None, name, now, decide_from=first)
+        online = before["online"]
+        plan = plans.make(domain, store, catalog, chosen, first, None, name, now, decide_from=first, online=online)
         return Work(settings, domain, store, catalog, plan)
     return Retrained(domain.name, SHADOW, reason, promotion.in_use(catalog, domain), name)

@@ -265,3 +265,27 @@ def test_growth_is_learnt_in_the_moving_frame(tmp_path):
     assert error[0] < error[1]
     assert forecast.exceedance is not None and forecast.exceedance.shape == (1, 4, 5, 128, 128)
     assert len(method.levels) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "most"),
+    [
+        ("convlstm", {"widths": [8], "from_newest": True}, 1e-6),
+        ("convlstm", {"widths": [8], "from_newest": True, "head": "ordinal", "levels": list(zoo.RAIN_CLASSES)}, 1e-6),
+        ("dc", {"input_frames": 3, "taps": 21, "from_newest": True}, 0.05),
+    ],
+)
+def test_networks_that_start_from_the_newest_frame_start_as_persistence(name, config, most):
+    torch.manual_seed(3)
+    network = zoo.build(name, config).eval()
+    frames = torch.from_numpy(np.stack([rain(n * 10, 128, 2.0) for n in range(3)])).float().view(1, 3, 1, 64, 64) / 255
+    with torch.no_grad():
+        own = network.output.values(network.roll_out(frames, 2))
+        taught = network.output.values(network.roll_out(frames, 2, teacher=frames[:, :2]))
+    assert (own - frames[:, -1:]).abs().mean() < most
+    assert (taught[:, 1] - frames[:, 0]).abs().mean() < most, "a taught frame is what the next one starts from"
+
+
+def test_only_heads_that_say_what_persistence_is_start_from_it():
+    with pytest.raises(ValueError, match="from_newest needs a head"):
+        zoo.build("convlstm_classes", {"from_newest": True})
