@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 FORMAT_VERSION = 1
 MAX_CARD_BYTES = 2**20
 MOTION_CELLS = 8  # side of a cell of the stored motion, in cells of the frames
-NOWHERE, TRAIN, VALIDATION = 0, 1, 2
+NOWHERE, LEARN, VALIDATE = 0, 1, 2
 # name of an array: its type and dimensions
 _ARRAYS = {
     "pixels": (np.uint8, 3),
@@ -62,7 +62,7 @@ class Series:
         motion: (time, 2, rows, columns) float16, cells a frame, of the four frames that end there, by cells of
             ``MOTION_CELLS``; 0 where there are not so many.
         slots: (time,) number on the time axis; where it jumps, frames are missing.
-        part: (time,) ``TRAIN``, ``VALIDATION`` or, between the two, ``NOWHERE``.
+        part: (time,) ``LEARN``, ``VALIDATE`` or, between the two, ``NOWHERE``.
         train, validation: reference times (numbers of frames) to learn from, and to validate with.
         weights: (time,) of each frame in sampling: wet ones are drawn more often.
     """
@@ -174,7 +174,7 @@ def _check(one: Series, path: Path) -> None:
             raise ValueError(f"{path}.{key}.npy: {getattr(one, key).shape}, expected {shape}")
     if count and not 0 <= one.mask_of.min() <= one.mask_of.max() < len(one.masks):
         raise ValueError(f"{path}.mask_of.npy: there are {len(one.masks)} masks")
-    for key, part in (("train", TRAIN), ("validation", VALIDATION)):
+    for key, part in (("train", LEARN), ("validation", VALIDATE)):
         times = getattr(one, key)
         if len(times) and (not 0 <= times.min() <= times.max() < count or (one.part[times] != part).any()):
             raise ValueError(f"{path}.{key}.npy: frames that are not of that part of the data")

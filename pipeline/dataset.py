@@ -225,14 +225,14 @@ def _readable(archive: Archive, time: datetime) -> Frame | None:
 
 def _parts(slots: NDArray[np.int64], domain: Domain, request: DatasetRequest) -> NDArray[np.uint8]:
     """The newest share is for validation, what lies less than the gap before it is for nothing."""
-    from models.dataset import NOWHERE, TRAIN, VALIDATION
+    from models.dataset import LEARN, NOWHERE, VALIDATE
 
-    part = np.full(len(slots), TRAIN, np.uint8)
+    part = np.full(len(slots), LEARN, np.uint8)
     count = round(len(slots) * request.validation_share)
     if count:
         cut = slots[-count]
         part[slots >= cut - request.gap_minutes / domain.cadence_minutes] = NOWHERE
-        part[slots >= cut] = VALIDATION
+        part[slots >= cut] = VALIDATE
     return part
 
 
@@ -269,11 +269,11 @@ def _with_times(one: "Series", request: DatasetRequest) -> "Series":
     """The series with the times to learn from and to validate with, and what the filter kept."""
     from dataclasses import replace
 
-    from models.dataset import TRAIN, VALIDATION
+    from models.dataset import LEARN, VALIDATE
     from models.moving_windows import every, reference_times
 
     step = every(one.facts.cadence_minutes)
-    all_times = reference_times(one, TRAIN, request.input_frames)
+    all_times = reference_times(one, LEARN, request.input_frames)
     kept = [int(t) for t in all_times if _differs(one, int(t), step, request)]
     share = round(len(kept) / len(all_times), 3) if len(all_times) else 0.0
     about = {**one.facts.about, "times": len(all_times), "share_kept": share}
@@ -281,7 +281,7 @@ def _with_times(one: "Series", request: DatasetRequest) -> "Series":
         one,
         facts=replace(one.facts, about=about),
         train=np.array(kept, np.int64),
-        validation=reference_times(one, VALIDATION, request.input_frames),
+        validation=reference_times(one, VALIDATE, request.input_frames),
     )
 
 

@@ -11,7 +11,7 @@ from models.baselines.area_matched import AreaMatched
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import OpticalFlow
 from models.composition import composed
-from models.dataset import TRAIN, VALIDATION, Series, SeriesFacts, packed_masks
+from models.dataset import LEARN, VALIDATE, Series, SeriesFacts, packed_masks
 from models.heads import Head
 from models.losses import ordinal
 from models.moving_frame import LATE, MovingFrame
@@ -40,12 +40,12 @@ def series(cadence: int = 10, spacing_km: float = 2.0, frames: int = 20, size_km
     motion[:, 0], motion[:, 1] = 0.6 * cadence / spacing_km, 0.3 * cadence / spacing_km
     one = Series(
         SeriesFacts(cadence, 1000 * spacing_km, 200.0, 1.6, -10.0, 60.0), pixels, masks, mask_of, motion,
-        np.arange(frames), np.full(frames, TRAIN, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64),
+        np.arange(frames), np.full(frames, LEARN, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64),
         weights_of(pixels, observed),
     )  # fmt: skip
     one = dataclasses.replace(one, **changes)
     return dataclasses.replace(
-        one, train=reference_times(one, TRAIN, 3), validation=reference_times(one, VALIDATION, 3)
+        one, train=reference_times(one, LEARN, 3), validation=reference_times(one, VALIDATE, 3)
     )
 
 
@@ -76,7 +76,7 @@ def test_rain_that_only_moves_stands_still_in_a_sample(cadence, spacing_km):
 
 
 def test_samples_repeat_and_validation_is_neither_turned_nor_learnt_from():
-    part = np.array([TRAIN] * 12 + [VALIDATION] * 10, np.uint8)
+    part = np.array([LEARN] * 12 + [VALIDATE] * 10, np.uint8)
     one = series(frames=22, part=part)
     assert one.train.max() < 12 <= one.validation.min()
     windows = MovingWindows([one], 3, 6, 64, seed=1)

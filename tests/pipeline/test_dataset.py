@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from models import dataset as on_disk
-from models.dataset import TRAIN, VALIDATION
+from models.dataset import LEARN, VALIDATE
 from pipeline import dataset, operations, times
 from pipeline.dataset import DatasetRequest
 from pipeline.errors import NowcastError, SettingsError
@@ -43,7 +43,7 @@ def test_the_newest_part_is_for_validation_and_shares_no_frame_with_the_rest(set
         reached = max(t + step * n for t in one.train for n in range(1, 13) if one.together(t, t + step * n))
         before = min(t - 2 * step for t in one.validation)
         assert before - reached > 60 / one.facts.cadence_minutes
-        assert (one.part[one.train] == TRAIN).all() and (one.part[one.validation] == VALIDATION).all()
+        assert (one.part[one.train] == LEARN).all() and (one.part[one.validation] == VALIDATE).all()
         assert built.frames[name] == len(one.pixels) == 300 // one.facts.cadence_minutes + 1
         assert np.abs(one.motion[one.train].astype(float)).mean() > 0.1
         assert not one.motion[:3].any()
