@@ -25,6 +25,15 @@ from flows.console import errors_to_exit_codes, out
 Reason = Annotated[str, typer.Option(help="Why, for the record.")]
 
 
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A promotion with times as text; None while it stands."""
+    from pipeline import times
+    from pipeline.catalog import from_seconds
+
+    shown = {key: times.iso(from_seconds(row[key]).replace(microsecond=0)) for key in ("since", "ended_at")}
+    return {**row, **shown, "ended_at": shown["ended_at"] if row["ended_at"] else None}
+
+
 def retrain(
     domain: DomainName,
     start: From = None,
@@ -85,7 +94,7 @@ def promote(
         store, catalog = operations.open_root(settings)
         with closing(catalog):
             row = promotion.promote(store, catalog, settings.domain(domain), name, now(), reason)
-        console.print_json(row) if as_json else out.print(f"{escape(promotion.said(row))} serves {domain}")
+        console.print_json(_plain(row)) if as_json else out.print(f"{escape(promotion.said(row))} serves {domain}")
 
 
 @models_app.command("rollback")
@@ -106,7 +115,7 @@ def rollback(
             row = promotion.demote(store, catalog, settings.domain(domain), now(), reason)
             serving = promotion.in_use(catalog, settings.domain(domain))
         if as_json:
-            console.print_json({"ended": row, "serves": serving})
+            console.print_json({"ended": _plain(row), "serves": serving})
             return
         out.print(f"{escape(promotion.said(row))} no longer serves {domain}; {escape(serving)} does")
 
@@ -115,24 +124,26 @@ def rollback(
 def history(domain: DomainName, config: Config = None, changes: Changes = None, as_json: AsJson = False) -> None:
     """Which models were promoted for a domain, when, why, and which serves."""
     with errors_to_exit_codes():
-        from pipeline import promotion, times
-        from pipeline.catalog import Catalog, from_seconds
+        from pipeline import promotion
+        from pipeline.catalog import Catalog
+        from pipeline.domain import model_name
+        from pipeline.storage import open_store
 
         settings = load_settings(config, changes)
         with closing(Catalog(settings.catalog, reading=True)) as catalog:
-            rows = promotion.history(catalog, settings.domain(domain))
-            serving = promotion.in_use(catalog, settings.domain(domain))
+            rows = [_plain(row) for row in promotion.history(catalog, settings.domain(domain))]
+            asked = promotion.in_use(catalog, settings.domain(domain))
+            one, _ = promotion.serving(open_store(settings, reading=True), catalog, settings.domain(domain))
+        serving = model_name(one.name)
         if as_json:
-            console.print_json({"serves": serving, "promotions": rows})
+            console.print_json({"serves": serving, "asked": asked, "promotions": rows})
             return
         table = console.table("model", "checksum", "role", "since", "until", "why", "shown by")
         for row in rows:
-            since, until = (
-                times.iso(from_seconds(row[key]).replace(microsecond=0)) if row[key] else ""
-                for key in ("since", "ended_at")
-            )
+            until = row["ended_at"] or ""
             table.add_row(
-                row["name"], row["checksum"][:8], row["role"], since, until, row["reason"], row["evidence"]
+                row["name"], row["checksum"][:8], row["role"], row["since"], until, row["reason"], row["evidence"]
             )  # fmt: skip
         out.print(table)
-        out.print(f"{escape(serving)} serves {domain}")
+        lost = f"{escape(asked)} cannot be used, mend it or `nowcast models rollback {domain}`; " * (asked != serving)
+        out.print(f"{lost}{escape(serving)} serves {domain}")

@@ -227,9 +227,7 @@ def _cycle(
         attributes=attributes,
         delays={name: round(seconds, 1) for name, seconds in delays.items()} if published else {},
         stages=json.loads(row["stages"] or "{}"),
-        model=lineage(domain, store, attributes.get("model_name") or str(row["method"]), row)
-        if made_by_network
-        else None,
+        model=lineage(domain, store, str(row["method"]), row) if made_by_network else None,
         verified=row["verified"],
         verified_reason=row["verified_reason"],
         observed=(sum(lead in frames for lead in leads), len(leads)),

@@ -124,7 +124,7 @@ def _thresholds(verified: Verified, chosen: Retrain) -> Check:
     lead, rate = np.unravel_index(np.nanargmin(difference), difference.shape)
     worst = float(difference[lead, rate])
     where = f"{verified.axes['threshold'][rate]:g} mm/h and {verified.axes['lead'][leads[lead]]} min"
-    said = f"the CSI at {where} differs by {worst:+.3f}, the least of all; {-chosen.margin:+.3f} is allowed"
+    said = f"the CSI at {where} differs by {worst:+.4f}, the worst of all; {-chosen.margin:+.4f} is allowed"
     return Check("every threshold", worst >= -chosen.margin, said)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline import times
 from pipeline.catalog import Catalog
-from pipeline.domain import Domain
+from pipeline.domain import Domain, model_name
 from pipeline.errors import BadInput
 from pipeline.frames.archive import Archive
 from pipeline.promotion import serving, usable
@@ -125,20 +125,24 @@ def make(
         decide_from: of a challenger that comes out of the shadow; it decides what was compared before, and since.
 
     Raises:
-        BadInput: the challenger has no such name.
+        BadInput: the challenger has no such name, or is the model in use; the window ends before it begins.
         ModelRefused: the challenger is absent or damaged, or was trained for other frames.
     """
     if challenger and challenger != safe_name(challenger):
         raise BadInput(f"the challenger {challenger!r}: expected the name of a model of this root, or a shipped one")
+    if start is not None and end is not None and end < start:
+        raise BadInput(f"the window ends at {times.iso(end)}, before it begins at {times.iso(start)}")
     held = [t for t in Archive(store, domain).times() if (start is None or t >= start) and (end is None or t <= end)]
     length = timedelta(hours=chosen.online_hours) if online else timedelta(days=chosen.window_days)
     if held and start is None:
         held = [t for t in held if t >= held[-1] - length]
-    problem = "the archive has no frames in that window" if not held else ""
+    problem = "the archive has no frames in that window; run `nowcast ingest` first" if not held else ""
     held = held or [now, now]
     gap = timedelta(minutes=chosen.gap_minutes)
     one, card = serving(store, catalog, domain)
     known_until = _learnt_until(card, domain)
+    if challenger and challenger == model_name(one.name):
+        raise BadInput(f"{challenger} serves {domain.name} already; compare another model")
     cut = held[min(round(len(held) * (1 - chosen.decide_share)), len(held) - 1)]
     if challenger:
         learnt = _learnt_until(usable(store, domain, challenger), domain)
@@ -150,10 +154,10 @@ def make(
     elif decide_from is None:
         decide_from = max(cut, known_until + gap) if known_until is not None else cut
     if not problem and (after_shadow or not online) and decide_from >= held[-1]:
-        problem = (
-            f"no frame is left to decide with: {one.name} or the challenger was trained on frames up to "
-            f"{times.iso(decide_from - gap)}, the window ends at {times.iso(held[-1])}"
-        )
+        why = f"the window has {len(held)} frames"
+        if known_until is not None and decide_from == known_until + gap:
+            why = f"{one.name} or the challenger was trained on frames up to {times.iso(known_until)}"
+        problem = f"no frame is left to decide with: {why}, and ends at {times.iso(held[-1])}"
     plan = Plan(
         id=times.compact(now.replace(microsecond=0)),
         domain=domain.name,

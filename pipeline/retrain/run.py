@@ -280,7 +280,12 @@ def _act(work: Work, now: datetime, done: Retrained) -> Retrained:
 
 
 def _finish(work: Work, now: datetime, done: Retrained) -> None:
-    content = {**asdict(done), "page": None, "plan": asdict(work.plan), "decided_at": times.iso(now)}
+    content = {
+        **asdict(done),
+        "page": done.page and done.page.name,
+        "plan": asdict(work.plan),
+        "decided_at": times.iso(now),
+    }
     entry = {"event": "retrained", "domain": done.domain, "state": done.state, "reason": done.reason}
     entry |= {"challenger": done.challenger, "model": done.model, "retraining": work.plan.id}
     work.store.append_journal(now, entry)
@@ -324,7 +329,10 @@ def open_work(
             "--challenger goes on with it, --anew forgets it"
         )
     if found is not None:
-        log.info("going on with the retraining %s of %s", found.id, domain.name)
+        log.warning(
+            "going on with the retraining %s of %s, with the settings that it was begun with; --anew begins again",
+            found.id, domain.name,
+        )  # fmt: skip
         return Work(settings, domain, store, catalog, found)
     shadow = promotion.in_shadow(catalog, domain)
     if shadow is not None and anew:
@@ -334,8 +342,32 @@ def open_work(
         if before["online"] == online or online:
             return _out_of_shadow(settings, domain, store, catalog, shadow, before, now)
         promotion.demote(store, catalog, domain, now, "the scheduled retraining begins", promotion.SHADOW)
+    if not challenger:
+        _check(settings)
     plan = plans.make(domain, store, catalog, settings.retrain, start, end, challenger, now, online=online)
     return Work(settings, domain, store, catalog, plan)
+
+
+def _check(settings: Settings) -> None:
+    """The network can be built and trained as the settings say, and the further domains exist.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    from models import zoo
+
+    chosen = settings.retrain
+    for name in chosen.also:
+        settings.domain(name)
+    try:
+        network = zoo.build(chosen.network, chosen.network_config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise SettingsError(f"retrain.network = {chosen.network!r}: {err.args[0] if err.args else err}") from err
+    if chosen.leads_in_step and not network.picks_leads:
+        raise SettingsError(f"retrain.leads_in_step: {chosen.network} is trained on all leads at once; set it to 0")
+    if chosen.leads_in_step > dataset.DatasetRequest().lead_frames:
+        most = dataset.DatasetRequest().lead_frames
+        raise SettingsError(f"retrain.leads_in_step = {chosen.leads_in_step}: there are {most} leads")
 
 
 def _plan_of(store: Store, shadow: Row) -> dict[str, Any]:

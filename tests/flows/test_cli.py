@@ -224,3 +224,23 @@ def test_every_example_of_real_data_is_served(sample_data, here):
         )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["methods"] == {"champion": 1}
+
+
+def test_models_are_promoted_and_taken_back_by_hand(here):
+    assert nowcast(f"ingest small {PERIOD}").exit_code == 0
+    done = nowcast("models promote champion small --reason 'looks good'")
+    assert done.exit_code == 0 and "champion" in done.output, done.output
+    shown = json.loads(nowcast("models history small --json").stdout)
+    assert (shown["serves"], shown["asked"]) == ("champion", "champion")
+    [row] = shown["promotions"]
+    assert (row["reason"], row["instead_of"], row["ended_at"]) == ("looks good", "optical_flow", None)
+    assert row["since"].endswith("Z")
+    again = nowcast("models promote champion small")
+    assert (again.exit_code, "serves small already" in again.output) == (3, True)
+    for wrong in ("nonesuch", "../champion"):
+        assert nowcast(f"models promote {wrong} small").exit_code == 3
+    assert "optical_flow does" in nowcast("models rollback small").output
+    assert "no promotion of small stands" in nowcast("models rollback small").output
+    assert "optical_flow serves small" in nowcast("models history small").output
+    refused = nowcast("retrain small --set retrain.network=nope")
+    assert (refused.exit_code, "retrain.network = 'nope'" in refused.output) == (2, True)

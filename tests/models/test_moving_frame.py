@@ -44,9 +44,7 @@ def series(cadence: int = 10, spacing_km: float = 2.0, frames: int = 20, size_km
         weights_of(pixels, observed),
     )  # fmt: skip
     one = dataclasses.replace(one, **changes)
-    return dataclasses.replace(
-        one, train=reference_times(one, LEARN, 3), validation=reference_times(one, VALIDATE, 3)
-    )
+    return dataclasses.replace(one, train=reference_times(one, LEARN, 3), validation=reference_times(one, VALIDATE, 3))
 
 
 @pytest.mark.parametrize("of", [(200.0, 1.6), (223.0, 1.53), (316.0, 1.5)])

@@ -10,7 +10,7 @@ import pytest
 from models import checkpoint
 from pipeline import nowcast, operations, promotion, times
 from pipeline.catalog import Catalog
-from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable
+from pipeline.errors import BadInput, ModelRefused, NowcastError, SettingsError, StoreUnavailable
 from pipeline.promotion import SHADOW
 from pipeline.rebuild import rebuild
 from pipeline.retrain import decision, run
@@ -384,3 +384,29 @@ def test_the_scheduled_retraining_ends_an_online_shadow(settings):
     assert done.state in {REJECTED, NO_EVIDENCE} and done.challenger != tuned.challenger
     _, catalog = operations.open_root(settings)
     assert promotion.in_shadow(catalog, settings.domain("small")) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"network": "nope"}, "retrain.network = 'nope'"),
+        ({"network_config": {"x": 1}}, "retrain.network = 'growth_decay'"),
+        ({"network": "unet"}, "retrain.leads_in_step"),
+        ({"leads_in_step": 50}, "there are 12 leads"),
+        ({"also": ["nope"]}, "no domain 'nope'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_begun(root, wrong, says):
+    settings = settings_for(root, synthetic_domain(model="champion"))
+    settings = settings.model_copy(update={"retrain": Retrain(**SMALL | wrong)})
+    with pytest.raises(SettingsError, match=says):
+        retrain(settings)
+    assert not (root / "retrain").exists()
+
+
+def test_the_model_in_use_is_no_challenger_and_a_window_has_an_order(settings):
+    with pytest.raises(BadInput, match="champion serves small already"):
+        retrain(settings, challenger="champion")
+    with pytest.raises(BadInput, match="before it begins"):
+        operations.retrain(settings, "small", NOW, T0 + STEP, T0)
+    assert not (settings.root / "retrain").exists()
