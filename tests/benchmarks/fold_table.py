@@ -153,13 +153,18 @@ def main() -> None:
     runs, events = given.runs.split(","), given.events.split(",")
     found, pooled, hours, methods = [], [], 0, []
     for name in events:
-        verified = scored(given.root, name, runs)
-        methods = list(verified.methods)
-        sums = chosen(verified)
-        found.append(table(sums, methods, len(verified.hours), name))
+        kept = given.root / f"{name}.sums.npz"
+        if not kept.is_file():  # what is there already is not done again
+            verified = scored(given.root, name, runs)
+            about = {"methods": np.array(verified.methods), "hours": len(verified.hours)}
+            np.savez(kept, forecasts=len(verified.reference_times), **about, **chosen(verified))  # type: ignore[arg-type]
+        with np.load(kept, allow_pickle=False) as held:
+            sums = {key: held[key] for key in held.files}
+        methods, count, own = sums.pop("methods").tolist(), int(sums.pop("forecasts")), int(sums.pop("hours"))
+        found.append(table(sums, methods, own, name))
         pooled.append(sums)
-        hours += len(verified.hours)
-        print(f"{name}: {len(verified.reference_times)} forecasts, {verified.block_count} blocks", flush=True)
+        hours += own
+        print(f"{name}: {count} forecasts, {len(sums['pairs'])} blocks", flush=True)
     together = {key: np.concatenate([one[key] for one in pooled]) for key in pooled[0]}
     found.append(table(together, methods, hours, "all"))
     every = pd.concat(found)
