@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import time as stopwatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -81,7 +81,7 @@ def evaluate(
     Returns:
         None if no time could be scored.
     """
-    archive = Archive(store, domain, remember=False)
+    archive = Archive(store, domain)
     source = archive.source()
     if source is None:
         return None
@@ -97,9 +97,8 @@ def evaluate(
         path = folder / f"{times.compact(time)}.npz"
         sums = _kept(path)
         if sums is None:
-            sums = {}
-            for sequence in _usable(archive, domain, time):
-                sums = _sums(domain, archive, scorer, rivals, sequence)
+            sequence = _usable(archive, domain, time)
+            sums = {} if sequence is None else _sums(domain, archive, scorer, rivals, sequence)
             _keep(path, sums)
         if "failure" in sums:
             failures.append(f"{times.iso(time)}: {bytes(sums['failure']).decode()}")
@@ -140,14 +139,13 @@ def _keep(path: Path, sums: dict[str, NDArray[np.generic]]) -> None:
         half.rename(path)
 
 
-def _usable(archive: Archive, domain: Domain, time: datetime) -> Iterator[InputSequence]:
+def _usable(archive: Archive, domain: Domain, time: datetime) -> InputSequence | None:
     """The input of a time, if it is whole and wet."""
     try:
         sequence = read_sequence(archive, domain, time)
     except NotForecast:
-        return
-    if not sequence.is_dry and not sequence.missing_times:
-        yield sequence
+        return None
+    return None if sequence.is_dry or sequence.missing_times else sequence
 
 
 def _sums(

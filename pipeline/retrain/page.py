@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from pipeline import times
 from pipeline.domain import Domain
-from pipeline.retrain.decision import SEED, wet_blocks
+from pipeline.retrain.decision import SEED
 from pipeline.retrain.evaluation import Evidence
 from pipeline.retrain.plan import Plan, folder_of
 from pipeline.storage import Store
 from pipeline.verification import figures, summary
+from pipeline.verification.bootstrap import FEWEST_BLOCKS
 from pipeline.verification.report import csi_rows
 from pipeline.verification.tables import estimates
 
@@ -29,7 +30,7 @@ def write_page(domain: Domain, store: Store, plan: Plan, done: "Retrained", evid
     found = {one.score: one for one in estimates(verified, "common", SEED)}
     other = verified.methods[1]
     compared = summary.verdicts(verified, found["csi"], verified.methods[0], other)
-    shaded = "Shaded: 95 % intervals." if verified.block_count >= 6 else "Too few blocks for intervals."
+    shaded = "Shaded: 95 % intervals." if verified.block_count >= FEWEST_BLOCKS else "Too few blocks for intervals."
     pictures = [
         ("Critical success index against lead time", shaded, figures.against_lead(found["csi"], verified, "CSI")),
         ("Errors, correlation and amount of rain", shaded, figures.errors(found, verified, FIELDS)),
@@ -53,7 +54,6 @@ def write_page(domain: Domain, store: Store, plan: Plan, done: "Retrained", evid
         methods=verified.methods,
         rows=csi_rows(verified, found["csi"]),
         figures=pictures,
-        wet=wet_blocks(verified),
         made=times.iso(now.replace(microsecond=0)),
     )
     path = folder_of(store, plan.domain, plan.id) / "index.html"

@@ -135,16 +135,17 @@ def _train(work: Work, data: Path, out: Path, progress: Progress) -> None:
 
     chosen, plan = work.plan.chosen, work.plan
     series, card = datasets.load(data)
+    steps = chosen.online_steps if plan.tunes else chosen.steps
     config = TrainingConfig(
         input_frames=int(card["input_frames"]),
         lead_frames=int(card["lead_frames"]),
         batch=chosen.batch,
-        steps=chosen.online_steps if plan.tunes else chosen.steps,
+        steps=steps,
         minutes=chosen.minutes,
         learning_rate=chosen.learning_rate,
         seed=chosen.seed,
         leads_in_step=chosen.leads_in_step,
-        validate_every=max(1, min(100, chosen.steps // 5)),
+        validate_every=max(1, min(100, steps // 5)),
     )
     recipe = Recipe(
         network=chosen.network, network_config=chosen.network_config, crop=chosen.crop, training=config
