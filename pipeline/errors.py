@@ -1,4 +1,18 @@
-"""The errors that a caller treats differently. Everything else is a built-in."""
+"""The errors that a caller treats differently, and how a fault of the machine is told from one of the data.
+
+Everything else is a built-in.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# what the system says of a path or of a position in a file, which a damaged file can bring about too
+_OF_DATA = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP})
+# how HDF5 passes on what the system said, in errors of any type
+_ERRNO = re.compile(r"\berrno = (\d+), error message = '([^']*)'")
 
 
 class NowcastError(Exception):
@@ -51,3 +65,47 @@ class RootInUse(NowcastError):
 
 class NotAlive(NowcastError):
     """The live process shows no sign of life."""
+
+
+def machine_fault(err: BaseException) -> str:
+    """What the machine could not do (no descriptors or memory left, a disk or a mount that fails); empty if it did.
+
+    A wrong checksum, a codec or a parser that gives up, a file that is cut short or absent are faults of the data.
+    What lies behind an error (its cause, or the error during which it was raised) counts too.
+    """
+    seen: set[int] = set()
+    link: BaseException | None = err
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, MemoryError):
+            return "not enough memory"
+        if isinstance(link, OSError) and link.errno and link.errno not in _OF_DATA:
+            return link.strerror if link.strerror and "\n" not in link.strerror else _hdf5_words(link)
+        if (found := _ERRNO.search(str(link))) and int(found[1]) not in _OF_DATA | {0}:
+            return found[2]
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return ""
+
+
+def _hdf5_words(err: OSError) -> str:
+    found = _ERRNO.search(str(err))
+    return found[2] if found else f"error {err.errno}"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A fault of the machine while a file of a store is read becomes ``StoreUnavailable``.
+
+    That the file is absent, or that its content is wrong, is left to the caller.
+
+    Raises:
+        StoreUnavailable: names the file, and what the system said.
+    """
+    try:
+        yield
+    except NowcastError:
+        raise
+    except Exception as err:
+        if fault := machine_fault(err):
+            raise StoreUnavailable(f"cannot read {path}: {fault}") from err
+        raise
