@@ -6,6 +6,8 @@ during which the rain moves. Everything is a pure function of seed, radar and ti
 """
 
 import hashlib
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -27,6 +29,8 @@ from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Volume
 from pipeline.source_settings import RadarSite, SyntheticRadarsSource
 from pipeline.sources.contract import VolumeRef
 from pipeline.sources.synthetic import SyntheticRain
+
+log = logging.getLogger(__name__)
 
 ELEVATIONS = (0.5, 0.9, 1.5, 2.4, 3.6, 5.5, 8.5)
 RAYS, GATES, GATE_M = 360, 300, 500.0
@@ -57,7 +61,7 @@ class RadarNetwork:
         self.domain = domain
         self.rain = SyntheticRain(config, domain)
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
         """A volume of every radar for each instant of the axis; it arrives when its last sweep has been made."""
         length = timedelta(seconds=SWEEP_S * len(ELEVATIONS))
         about = f"{self.config.seed} {self.config.radars} {self.config.event_hours} {self.config.max_speed_m_s}"
