@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from models import zoo
+from models.faults import is_of_machine
 from models.networks.network import Network
 
 FORMAT_VERSION = 1
@@ -146,6 +147,7 @@ def read_card(folder: Path) -> Card:
 
     Raises:
         CheckpointError: absent, not a card, or written by a newer version.
+        OSError: the machine cannot read it now.
     """
     path = folder / "card.json"
     try:
@@ -153,7 +155,7 @@ def read_card(folder: Path) -> Card:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes, a card has at most {MAX_CARD_BYTES}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:
-        if isinstance(err, CheckpointError):
+        if isinstance(err, CheckpointError) or is_of_machine(err):
             raise
         raise CheckpointError(f"{path}: not a readable model card: {err}") from err
     version = data.get("format_version") if isinstance(data, dict) else None
@@ -185,6 +187,7 @@ def load(folder: Path) -> tuple[Network, Card]:
 
     Raises:
         CheckpointError: the weights are absent or not those that the card names, or do not fit the network.
+        OSError: the machine cannot read them now.
     """
     card = read_card(folder)
     path = folder / "weights.safetensors"
@@ -193,6 +196,8 @@ def load(folder: Path) -> tuple[Network, Card]:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
         weights = path.read_bytes()
     except OSError as err:
+        if is_of_machine(err):
+            raise
         raise CheckpointError(f"{path}: cannot be read: {err.strerror}") from err
     found = hashlib.sha256(weights).hexdigest()
     if found != card.sha256:

@@ -4,7 +4,7 @@ Fields are 0-255 frames divided by 255, so linear in dBZ; 0 is "no echo". Cells 
 observed enter as 0 and are named by the ``observed`` mask, never by NaN.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class Method(Protocol):
             observed: (batch, time, 1, height, width) bool.
             leads: number of frames to forecast, at least 1.
         """
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A method that says how much memory it takes; of others a pass is never cut."""
+
+    def peak_bytes(self, batch: int, frames: int, leads: int, height: int, width: int) -> int:
+        """Estimated peak memory of one pass in float32, input and output included, weights not."""
         ...
 
 

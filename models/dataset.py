@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.faults import is_of_machine
+
 FORMAT_VERSION = 1
 MAX_CARD_BYTES = 2**20
 MOTION_CELLS = 8  # side of a cell of the stored motion, in cells of the frames
@@ -134,6 +136,8 @@ def load(folder: Path) -> tuple[dict[str, Series], dict[str, Any]]:
         version, listed = card["format_version"], dict(card["series"])
         facts = {name: SeriesFacts(**of) for name, of in listed.items()}
     except (OSError, ValueError, KeyError, TypeError) as err:
+        if is_of_machine(err):
+            raise
         raise ValueError(f"{path}: not the card of a dataset: {err}") from err
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: dataset format {version!r}, this version reads {FORMAT_VERSION}")
@@ -150,7 +154,9 @@ def load(folder: Path) -> tuple[dict[str, Series], dict[str, Any]]:
 def _array(path: Path, kind: type, ndim: int) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, EOFError) as err:
+        if is_of_machine(err):
+            raise
         raise ValueError(f"{path}: not a readable array: {err}") from err
     if found.dtype != kind or found.ndim != ndim:
         raise ValueError(f"{path}: {found.ndim} dimensions of {found.dtype}, expected {ndim} of {np.dtype(kind)}")

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.contract import Method, Prediction
-from models.memory import peak_bytes
+from models.contract import Measured, Method, Prediction
+from models.memory import PLENTY
 from models.networks.network import Network
+from models.tiles import tiles_within, within
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
-PLENTY = 32 * 2**10  # bytes for a cell; no network of the zoo takes as much, so small grids need no working out
-SMALLEST_KEPT = 32  # pixels of a tile beside its overlap
 MOST_SAMPLES = 64  # in a pass on a GPU
 
 
@@ -49,10 +48,10 @@ class _Plan:
 class Forecaster:
     """Runs one method on one device.
 
-    Every pass has the same shape for the same kind of input, filled up with empty samples, so no forecast depends on
-    its company. How many samples fit into the budget is worked out before, from the sizes of all tensors; a network
-    that is too large for it even with one sample works tile by tile. When memory runs out all the same, passes are
-    halved for good.
+    A pass has the smallest power of two of samples that holds the batch, filled up with empty ones, so no forecast
+    depends on its company but by the kernels that a device chooses for that many. How many samples fit into the budget
+    is worked out before, from what the method says that it takes; a network that is too large for it even with one
+    sample works tile by tile. When memory runs out all the same, passes are halved for good.
 
     Tiles overlap by as much as a pixel can matter (``Network.influence``), so a forecast in tiles is that of one piece,
     but for the last bit of sums that are added up in another order: now and then a pixel value differs by one.
@@ -124,7 +123,7 @@ class Forecaster:
         made = Forecast(np.zeros(shape, np.uint8), np.zeros((*shape[:2], *shape[3:]), bool))
         first = 0
         while first < len(frames):
-            plan = self._plan((*frames.shape[1:], leads))
+            plan = self._plan(len(frames), (*frames.shape[1:], leads))
             samples = slice(first, first + plan.samples)
             try:
                 for tile in plan.tiles:
@@ -164,7 +163,7 @@ class Forecaster:
         made_here = self._forward(x, seen.unsqueeze(2), leads)
         if not bool(torch.isfinite(made_here.values).all()):
             raise RuntimeError("the forecast holds values that are not finite; they would read as no rain")
-        inside = (slice(None), slice(None), slice(None), _within(rows, keep_rows), _within(columns, keep_columns))
+        inside = (slice(None), slice(None), slice(None), within(rows, keep_rows), within(columns, keep_columns))
         place = (samples, slice(None), slice(None), keep_rows, keep_columns)
         made.pixels[place] = _bytes(made_here.values[:count][inside])
         flags = made_here.extrapolated[:count][inside][:, :, 0]
@@ -199,38 +198,34 @@ class Forecaster:
             made = self.method(x.float() / 255, seen, leads)
         return made
 
-    def _plan(self, key: tuple[int, ...]) -> _Plan:
-        if key not in self._plans:
-            self._plans[key] = self._planned(*key)
-        return self._plans[key]
+    def _plan(self, batch: int, key: tuple[int, int, int, int, int]) -> _Plan:
+        samples = min(self._most, 1 << (batch - 1).bit_length())
+        if (samples, *key) not in self._plans:
+            self._plans[samples, *key] = self._planned(samples, *key)
+        return self._plans[samples, *key]
 
-    def _planned(self, frames: int, channels: int, height: int, width: int, leads: int) -> _Plan:
-        whole = ((slice(0, height), slice(0, width)) * 2,)
-        if not isinstance(self.method, Network):
-            return _Plan(self._most, whole)
+    def _planned(self, samples: int, frames: int, channels: int, height: int, width: int, leads: int) -> _Plan:
+        """As many samples as the budget holds; tiles of the grid if it does not hold one."""
+        whole = _Plan(samples, ((slice(0, height), slice(0, width)) * 2,))
+        if not isinstance(self.method, Measured):
+            return whole
         budget = self.memory_mb * 2**20
         if self.device.type == "cuda":
             budget = min(budget, int(0.8 * torch.cuda.mem_get_info(self.device)[0]))
-        samples = self._most
         if samples * height * width * PLENTY <= budget:
-            return _Plan(samples, whole)
-        one = peak_bytes(self.method, 1, frames, leads, height, width)
-        while samples > 1 and samples * one > budget:
+            return whole
+        each = self.method.peak_bytes(1, frames, leads, height, width)
+        while samples > 1 and samples * each > budget:
             samples //= 2
-        if one <= budget:
-            return _Plan(samples, whole)
-        needs = f"one forecast takes {one / 2**20:.0f} MB, the budget is {self.memory_mb} MB, and this network"
-        multiple, overlap = self.method.multiple, self.method.influence(frames, leads)
-        if overlap is None:
-            raise MemoryError(f"{needs} cannot work in tiles; raise memory_mb")
-        overlap = -(-overlap // multiple) * multiple
-        side = max(height, width)
-        while peak_bytes(self.method, 1, frames, leads, min(side, height), min(side, width)) > budget:
-            side = int(0.8 * side) // multiple * multiple
-            if side < 2 * overlap + multiple + SMALLEST_KEPT:
-                raise MemoryError(f"{needs} needs tiles that overlap by {overlap} cells; raise memory_mb")
-        log.info("forecasts in tiles of %d: one piece would take %.0f MB", side, one / 2**20)
-        return _Plan(1, tuple(_tiles(height, width, side, overlap, multiple)))
+        if each <= budget:
+            return _Plan(samples, whole.tiles)
+        if not isinstance(self.method, Network):
+            raise MemoryError(
+                f"one forecast takes {each / 2**20:.0f} MB, the budget is {budget / 2**20:.0f} MB; raise memory_mb"
+            )
+        tiles = tiles_within(self.method, budget, frames, leads, height, width)
+        log.info("forecasts in %d tiles: one piece would take %.0f MB", len(tiles), each / 2**20)
+        return _Plan(1, tuple(tiles))
 
 
 def resolved_device(name: str) -> torch.device:
@@ -271,33 +266,6 @@ class _Graph:
         self.seen.copy_(seen)
         self.graph.replay()
         return self.made
-
-
-def _tiles(
-    height: int, width: int, side: int, overlap: int, multiple: int
-) -> Iterator[tuple[slice, slice, slice, slice]]:
-    """Rows and columns of each tile, and those of it that are kept; tiles begin where the network's own grid does."""
-    for rows, keep_rows in _cuts(height, side, overlap, multiple):
-        for columns, keep_columns in _cuts(width, side, overlap, multiple):
-            yield rows, columns, keep_rows, keep_columns
-
-
-def _cuts(length: int, side: int, overlap: int, multiple: int) -> list[tuple[slice, slice]]:
-    """Parts of equal size, the last one flush with the end; ``overlap`` and starts are multiples of ``multiple``."""
-    if length <= side:
-        return [(slice(0, length), slice(0, length))]
-    side -= (side - length) % multiple
-    step = (side - 2 * overlap) // multiple * multiple
-    starts = [*range(0, length - side, step), length - side]
-    ends = [start + side - overlap for start in starts[:-1]] + [length]
-    return [
-        (slice(start, start + side), slice(kept, end))
-        for start, kept, end in zip(starts, [0, *ends[:-1]], ends, strict=True)
-    ]
-
-
-def _within(whole: slice, kept: slice) -> slice:
-    return slice(kept.start - whole.start, kept.stop - whole.start)
 
 
 def _bytes(values: Tensor) -> NDArray[np.uint8]:

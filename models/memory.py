@@ -1,7 +1,7 @@
 """How much memory a forward pass takes, found without running it: on the meta device tensors have sizes, no data."""
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.networks.network import Network
+if TYPE_CHECKING:
+    from models.networks.network import Network
 
+PLENTY = 32 * 2**10  # bytes for a cell; no network of the zoo takes as much, so small grids need no working out
 # what kernels take beside the tensors we see: convolutions reorder inputs and outputs into blocks of their own
 WORKSPACE = 1.5
 
@@ -34,7 +36,7 @@ class _Meter(TorchDispatchMode):
         return made
 
 
-def peak_bytes(network: Network, batch: int, frames: int, leads: int, height: int, width: int) -> int:
+def peak_bytes(network: "Network", batch: int, frames: int, leads: int, height: int, width: int) -> int:
     """Estimated peak memory of one forecast in float32, input and output included, weights not."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
     blank = copy.deepcopy(network, memo).to("meta").eval()  # weights are not copied

@@ -16,8 +16,10 @@ from models.baselines.optical_flow import carried, departures
 from models.calibration import Calibration
 from models.composition import Composition, composed, nearest
 from models.contract import Prediction, check_input
+from models.memory import PLENTY
 from models.moving_windows import Rain, every, thinned
 from models.networks.network import Network
+from models.tiles import tiles_within, within
 from models.zoo import RAIN_CLASSES
 
 # how surely a level is reached now that the newest frame reaches; per pixel value (0-1) above it
@@ -27,6 +29,9 @@ STEEP, NO_GROWTH = 20.0, (0.0, 0.0, 0.0, 0.0, 0.0)
 # how place and texture are weighed at long lead times, for each level of an ordinal head; chosen by looking at Finland
 # and Brisbane (docs/networks.md). In the first minutes motion alone is nearly right: there the moved frame counts more
 LATE = Composition(texture=(0.0, 5.0, 50.0, 100.0, 500.0), growth=(0.3, 0.0, 0.0, 0.0, 0.0), mean_share=0.2)
+# fields of one number a cell that live at once: while the motion is estimated, and for each lead (positions, flags,
+# values); counted on real passes (tests/models/test_moving_frame.py)
+FLOW_PLANES, LEAD_PLANES = 60, 5
 EARLY_TEXTURE, EARLY_MINUTES, SMOOTH_MINUTES = 20.0, 10.0, 20.0
 
 
@@ -42,6 +47,7 @@ class MovingFrame(nn.Module):
         rain: what their pixels mean.
         input_frames: common steps that it was trained to look at; 0 are as many as it needs.
         calibration: of its probabilities.
+        memory_mb: a network that would take more works in tiles; the moving frame itself needs the whole grid.
 
     Raises:
         ValueError: a head that cannot be carried.
@@ -55,6 +61,7 @@ class MovingFrame(nn.Module):
         rain: Rain,
         input_frames: int = 0,
         calibration: Calibration | None = None,
+        memory_mb: int = 4096,
     ) -> None:
         super().__init__()
         if network.output.logits and (network.output.kind, network.output.logits) != ("ordinal", len(LATE.texture)):
@@ -64,7 +71,8 @@ class MovingFrame(nn.Module):
         if calibration is not None and len(calibration.slope[0]) != network.output.logits:
             raise ValueError(f"calibrated are {len(calibration.slope[0])} levels, there are {network.output.logits}")
         self.network, self.rain, self.calibration = network, rain, calibration
-        self.minutes = cadence_minutes
+        self.minutes, self.memory_mb = cadence_minutes, memory_mb
+        self._parts: dict[tuple[int, ...], list[tuple[slice, slice, slice, slice]]] = {}
         self.step, self.thin = every(cadence_minutes), thinned(spacing_m)
         self.input_frames = max(network.min_frames, input_frames)
         self.min_frames = max(4, self.step * (self.input_frames - 1) + 1)
@@ -76,6 +84,21 @@ class MovingFrame(nn.Module):
 
     def _own(self, levels: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(float(v) for v in torch.floor(self.rain.own(torch.tensor(levels)) * 255 + 0.5) / 255)
+
+    def peak_bytes(self, batch: int, frames: int, leads: int, height: int, width: int) -> int:
+        """See ``models.contract.Measured``: positions and outputs of all leads, beside the network's own peak."""
+        logits, steps = self.network.output.logits, -(-leads // self.step)
+        fine = frames + FLOW_PLANES + leads * (LEAD_PLANES + logits)
+        common = (self.input_frames + (steps + 1) * (logits + 1)) / self.thin**2
+        own = int(4 * (fine + common) * batch * height * width)
+        rows, columns = -(-height // self.thin), -(-width // self.thin)
+        network = self.network.peak_bytes(1, self.input_frames, steps, rows, columns)
+        return own + batch * min(network, self._network_bytes)
+
+    @property
+    def _network_bytes(self) -> int:
+        """What the network may take for a sample: half of the budget; the rest is for the fields of all leads."""
+        return self.memory_mb * 2**20 // 2
 
     def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
         """See ``models.contract.Method``.
@@ -129,12 +152,31 @@ class MovingFrame(nn.Module):
             pooled = [F.avg_pool2d(F.pad(part.flatten(1, 2), padding), self.thin) for part in (fine, seen)]
             values, weight = (part.unsqueeze(2) for part in pooled)
             fine, covered = values / weight.clamp_min(0.25), weight > 0.5
-        raw = self.network.roll_out(fine * covered, leads, observed=covered)
+        raw = self._rolled_out(fine * covered, covered, leads)
         now = fine[:, -1:]
         if self.network.output.logits:
             levels = torch.tensor(self.network.output.levels, device=now.device).view(-1, 1, 1)
             now = torch.cat((SURE * (now - levels), now), dim=2)
         return torch.cat((now, raw), dim=1).float()
+
+    def _rolled_out(self, frames: Tensor, covered: Tensor, leads: int) -> Tensor:
+        """The network's raw outputs, tile by tile where it would take more than its part of the budget."""
+        _, count, _, height, width = frames.shape
+        key = (count, leads, height, width)
+        if key not in self._parts:
+            plenty = height * width * PLENTY <= self._network_bytes
+            self._parts[key] = [] if plenty else tiles_within(self.network, self._network_bytes, *key)
+        parts = self._parts[key]
+        if len(parts) < 2:
+            return self.network.roll_out(frames, leads, observed=covered)
+        raw: Tensor | None = None
+        for rows, columns, keep_rows, keep_columns in parts:
+            part = self.network.roll_out(frames[..., rows, columns], leads, observed=covered[..., rows, columns])
+            if raw is None:
+                raw = part.new_empty((*part.shape[:3], height, width))
+            raw[..., keep_rows, keep_columns] = part[..., within(rows, keep_rows), within(columns, keep_columns)]
+        assert raw is not None
+        return raw
 
     def _fine(self, raw: Tensor, frame: Tensor) -> Tensor:
         """Outputs of one lead on the grid of the frames; one at a time, which keeps the memory of large grids low."""

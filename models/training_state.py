@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models.faults import is_of_machine
+
+log = logging.getLogger(__name__)
 
 FILE = "state.safetensors"
 
@@ -64,15 +69,18 @@ def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
 
 
 def load(folder: Path, run: dict[str, Any], parts: dict[str, nn.Module | torch.optim.Adam]) -> Progress | None:
-    """Go on from what ``save`` wrote; None if there is nothing.
+    """Go on from what ``save`` wrote; None if there is nothing, or nothing that can be read.
 
     Raises:
-        ValueError: the file is damaged, or belongs to another run; says what differs.
+        ValueError: the file belongs to another run; says what differs.
+        OSError: the machine cannot read it now.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
+        with path.open("rb") as probe:  # safetensors calls a file absent that the machine cannot open
+            probe.read(1)
         with safe_open(path, "pt") as file:
             told = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
@@ -80,7 +88,10 @@ def load(folder: Path, run: dict[str, Any], parts: dict[str, nn.Module | torch.o
             raise ValueError("its checksum is wrong")
         begun, progress = json.loads(told["run"]), Progress(**json.loads(told["progress"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as err:
-        raise ValueError(f"{path}: not a readable state of training; remove it to start anew: {err}") from err
+        if is_of_machine(err):
+            raise
+        log.warning("%s: not a readable state of training, which starts anew: %s", path, err)
+        return None
     differing = [key for key in sorted({*begun, *run}) if begun.get(key) != run.get(key)]
     if differing:
         both = "; ".join(f"{key} was {begun.get(key)!r}, is {run.get(key)!r}" for key in differing)

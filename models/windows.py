@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.faults import is_of_machine
+
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -121,6 +123,8 @@ def load_series(folder: Path) -> tuple[dict[str, FrameSeries], dict[str, Any]]:
         about = json.loads(path.read_text())
         names = [str(name) for name in about["series"]]
     except (OSError, ValueError, KeyError, TypeError) as err:
+        if is_of_machine(err):
+            raise
         raise ValueError(f"{path}: not a description of training data: {err}") from err
     series = {}
     for name in names:
@@ -136,7 +140,9 @@ def load_series(folder: Path) -> tuple[dict[str, FrameSeries], dict[str, Any]]:
             path_of = folder / f"{name}.{key}.npy"
             try:
                 arrays[key] = np.load(path_of, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as err:
+            except (OSError, ValueError, EOFError) as err:
+                if is_of_machine(err):
+                    raise
                 raise ValueError(f"{path_of}: not a readable array: {err}") from err
             if arrays[key].dtype != kind or arrays[key].ndim != ndim:
                 raise ValueError(f"{path_of}: {arrays[key].ndim} dimensions of {arrays[key].dtype}, not {key}")

@@ -62,6 +62,12 @@ class GrowthDecayNet(Network):
         self.slope = nn.Parameter((25 / (1 + 0.25 * torch.arange(leads)))[:, None].repeat(1, count))
         self.offset = nn.Parameter(torch.zeros(leads, count))
 
+    def influence(self, frames: int, leads: int) -> int:
+        """See ``Network``: the widest blur, two convolutions a block on the way down and up, and the pools between."""
+        strides = [2 ** (n + 1) for n in range(len(self.config.widths))]
+        blocks = 2 * sum(strides) + 2 * sum(strides[:-1])
+        return blocks + 2 * strides[-1] + round(2.5 * max(self.config.blurs))
+
     def unroll(self, frames: Tensor, leads: int, feed: Feed) -> Tensor:
         """See ``Network.roll_out``; there are ``lead_frames`` leads, and the last of them stands for later ones."""
         newest = frames[:, -self.min_frames :, 0]

@@ -50,6 +50,12 @@ class Network(nn.Module):
         """
         return None
 
+    def peak_bytes(self, batch: int, frames: int, leads: int, height: int, width: int) -> int:
+        """See ``models.contract.Measured``."""
+        from models.memory import peak_bytes
+
+        return peak_bytes(self, batch, frames, leads, height, width)
+
     def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
         """See ``models.contract.Method``. Cells not observed enter as no echo; nothing is flagged as inflow.
 

@@ -39,7 +39,7 @@ def test_publication(new_bucket, tmp_path, cells):
                 started = time.perf_counter()
                 sequence = read_sequence(Archive(store, domain), domain, T0)
                 told["read 5 frames"].setdefault(name, []).append(time.perf_counter() - started)
-                (made,) = nowcast.forecast([(domain, sequence)], [methods])
+                made = nowcast.forecast((domain, sequence), methods)
                 started = time.perf_counter()
                 publish.publish(domain, store, catalog, lease, sequence, made, publication)
                 told["publish"].setdefault(name, []).append(time.perf_counter() - started)

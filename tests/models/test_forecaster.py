@@ -10,8 +10,9 @@ import torch
 from models import checkpoint, zoo
 from models.baselines.rover import Rover, RoverConfig, _applied, _Equations, solve
 from models.contract import Prediction
-from models.forecaster import PLENTY, Forecaster, _cuts
-from models.memory import peak_bytes
+from models.forecaster import Forecaster
+from models.memory import PLENTY, peak_bytes
+from models.tiles import _cuts
 from tests.models.test_optical_flow import rain, shifted
 
 PROJECT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ TILED = {
     "dc": {"taps": 21, "input_frames": 3},
     "unet": {"widths": (32, 32), "input_frames": 3, "lead_frames": 2},
     "unet_dilated": {"widths": (32, 32), "input_frames": 3, "lead_frames": 2},
+    "growth_decay": {"widths": (8, 8, 8), "blurs": (1.0, 2.0), "levels": (0.4, 0.6), "lead_frames": 3},
 }
 
 
@@ -52,7 +54,7 @@ def test_a_forecast_in_tiles_is_that_of_one_piece(name):
     whole = Forecaster(network).predict(pixels, observed, 3)
     budget = peak_bytes(network, 1, 3, 3, 410, 350) // 2**20
     tiled = Forecaster(network, memory_mb=budget)
-    assert len(tiled._plan((3, 1, 500, 350, 3)).tiles) > 1
+    assert len(tiled._plan(1, (3, 1, 500, 350, 3)).tiles) > 1
     made = tiled.predict(pixels, observed, 3)
     difference = np.abs(made.pixels.astype(int) - whole.pixels)
     assert difference.max() <= 1 and difference.mean() < 1e-3
@@ -128,7 +130,31 @@ def test_when_memory_runs_out_passes_are_halved_for_good():
     assert method.sizes == [8, 4, 2, 2, 2, 2]
     assert np.array_equal(made.pixels[:, 1], frames[:, 0])
     forecaster.predict(frames[:1], np.ones((1, 1, 4, 4), bool), 2)
-    assert method.sizes[-1] == 2  # filled up: the same shape as in company
+    assert method.sizes[-1] == 1  # one alone is not filled up
+
+
+class Greedy(Hungry):
+    """Says that a sample takes three megabytes."""
+
+    def peak_bytes(self, batch, frames, leads, height, width):
+        return batch * 3 * 2**20
+
+    def __call__(self, frames, observed, leads):
+        self.sizes.append(len(frames))
+        values = frames[:, -1:].repeat(1, leads, 1, 1, 1)
+        return Prediction(values, torch.zeros_like(values, dtype=torch.bool))
+
+
+def test_a_pass_has_the_smallest_power_of_two_that_holds_the_batch_and_that_the_budget_holds():
+    frames = np.arange(13, dtype=np.uint8).repeat(256).reshape(13, 1, 1, 16, 16)
+    seen = np.ones((13, 1, 16, 16), bool)
+    for count, memory_mb, sizes in ((1, 64, [1]), (3, 64, [4]), (5, 64, [8]), (13, 64, [16]), (5, 13, [4, 4])):
+        method = Greedy()
+        made = Forecaster(method, samples=64, memory_mb=memory_mb).predict(frames[:count], seen[:count], 2)
+        assert method.sizes == sizes, (count, memory_mb)
+        assert np.array_equal(made.pixels[:, 1], frames[:count, 0])
+    with pytest.raises(MemoryError, match="one forecast takes 3 MB, the budget is 2 MB; raise memory_mb"):
+        Forecaster(Greedy(), samples=64, memory_mb=2).predict(frames, seen, 2)
 
 
 def test_other_errors_and_memory_that_never_suffices_are_raised():
@@ -165,7 +191,7 @@ forecaster._plans.clear()
 made = forecaster.predict(frames, observed, 6)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"mb": (after - before) / 1024, "returned": (made.pixels.nbytes + made.extrapolated.nbytes) / 2**20,
-                  "planned": len(forecaster._plans[(5, 1, 64, 64, 6)].tiles)}))
+                  "planned": len(forecaster._plans[(1, 5, 1, 64, 64, 6)].tiles)}))
 """
     budget = peak_bytes(zoo.build(name), 1, 5, 6, 64, 64) // 2**20 + 1
     for count in (1, 16, 256) if name == "convlstm" else (1, 16):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import dataset, zoo
+from models import checkpoint, dataset, zoo
 from models.baselines.area_matched import AreaMatched
 from models.baselines.motion import estimate_motion
 from models.baselines.optical_flow import OpticalFlow
@@ -14,6 +14,7 @@ from models.composition import composed
 from models.dataset import LEARN, VALIDATE, Series, SeriesFacts, packed_masks
 from models.heads import Head
 from models.losses import ordinal
+from models.memory import _Meter
 from models.moving_frame import LATE, MovingFrame
 from models.moving_windows import MovingWindows, Rain, reference_times, weights_of
 from models.networks.network import Network
@@ -287,3 +288,45 @@ def test_networks_that_start_from_the_newest_frame_start_as_persistence(name, co
 def test_only_heads_that_say_what_persistence_is_start_from_it():
     with pytest.raises(ValueError, match="from_newest needs a head"):
         zoo.build("convlstm_classes", {"from_newest": True})
+
+
+def test_it_says_how_much_memory_it_takes():
+    """The estimate holds what a pass takes, and is not so large that a GPU would be left idle."""
+    frames, seen = torch.zeros(1, 5, 1, 256, 300), torch.ones(1, 5, 1, 256, 300, dtype=torch.bool)
+    frames[..., 50:200, 60:220], seen[..., :20, :20] = 0.6 * torch.rand(1, 1, 1, 150, 160), False
+    for name in ("champion", "dc"):
+        network, card = checkpoint.load(checkpoint.find(name))
+        for spacing_m in (1000.0, 2000.0):
+            method = MovingFrame(network, 5, spacing_m, PLAIN, int(card.training["input_frames"]))
+            with torch.no_grad(), _Meter() as meter:
+                method(frames, seen, 12)
+            estimate = method.peak_bytes(1, 5, 12, 256, 300)
+            assert meter.peak < estimate < 4 * meter.peak
+            assert method.peak_bytes(8, 5, 12, 256, 300) == pytest.approx(8 * estimate, rel=0.01)
+
+
+def test_its_network_works_in_tiles_where_the_budget_asks_for_them(monkeypatch):
+    torch.manual_seed(1)
+    network, card = checkpoint.load(checkpoint.find("champion"))
+    frames, seen = torch.zeros(1, 5, 1, 700, 620), torch.ones(1, 5, 1, 700, 620, dtype=torch.bool)
+    frames[0, :, 0] = torch.from_numpy(np.stack([rain(n * 5, 700, 1.0)[:, :620] for n in range(5)])) / 255
+    seen[..., 300:340, 200:260] = False
+    made, sizes = {}, []
+    roll_out = Network.roll_out
+
+    def counted(self, x, *arguments, **named):
+        if x.device.type == "cpu":
+            sizes.append(tuple(x.shape[-2:]))
+        return roll_out(self, x, *arguments, **named)
+
+    monkeypatch.setattr(Network, "roll_out", counted)
+    for memory_mb in (4096, 160):
+        sizes.clear()
+        method = MovingFrame(network, 5, 2000.0, PLAIN, int(card.training["input_frames"]), memory_mb=memory_mb)
+        with torch.no_grad():
+            made[memory_mb] = method(frames, seen, 4)
+        assert (len(sizes) > 1) == (memory_mb == 160), sizes
+    assert max(height * width for height, width in sizes) < 700 * 620
+    whole, tiled = made[4096], made[160]
+    assert torch.allclose(whole.exceedance, tiled.exceedance, atol=1e-4)
+    assert (whole.values - tiled.values).abs().mean() < 1e-4
