@@ -1,13 +1,8 @@
-"""Volume files of any make become sweeps; xradar reads the formats, this module decodes what it leaves coded.
+"""Volume files of any make become sweeps; xradar reads the formats, of which it is given what can be read."""
 
-What each format writes for "no echo" and for "not measured"
-differs and is mostly not decoded by xradar (see the functions below); here every format ends with NaN and NO_ECHO_DBZ.
-"""
-
-import logging
 import struct
 import zlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,14 +12,32 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.radar.formats import check_sizes, nexrad_ended, opened, plain_file, sniff
-from pipeline.radar.odim import announced_sweeps, checked
-from pipeline.radar.volume import NO_ECHO_DBZ, Floats, Site, Sweep, Volume
-
-log = logging.getLogger(__name__)
+from pipeline.radar.cfradial import HAS_GATE, range_in_metres, rectangular
+from pipeline.radar.formats import (
+    Readable,
+    check_sizes,
+    first_line,
+    in_words,
+    opened,
+    pass_machine_fault,
+    plain_file,
+)
+from pipeline.radar.iris import announced_sweeps
+from pipeline.radar.moments import (
+    FLUCTUATION,
+    RAW,
+    RHOHV,
+    correlation,
+    decoded,
+    filtered_where_both,
+    reflectivity_moment,
+)
+from pipeline.radar.nexrad import whole_part
+from pipeline.radar.odim import needed_part
+from pipeline.radar.recognise import sniff
+from pipeline.radar.volume import NO_ECHO_DBZ, Site, Sweep, Volume
 
 MAX_CELLS = 4000 * 8000  # of one sweep; a larger one is a damaged header
-HIGHEST_DBZ = 80.0  # nothing in the atmosphere is higher; codes for "not scanned" are
 _SMALLEST_SWEEP = (10, 10)  # rays and gates; smaller ones point up or are tests
 # degrees without a ray: less is jitter of the antenna, more a scan of a sector on purpose
 SMALLEST_HOLE, SECTOR = 5.0, 180.0
@@ -36,16 +49,11 @@ LITTLE_ECHO = 0.05
 SPECKS = 0.001
 # sweeps of a scan are not further from their median time
 LONGEST_SCAN = timedelta(minutes=20)
-
-# names of the reflectivity moment, the most filtered first
-FILTERED = (
-    "DBZH", "DBZ", "dBZ", "DBZHC", "corrected_reflectivity", "reflectivity", "reflectivity_horizontal", "REF", "Z",
+# what xradar and the libraries below it raise for files that they cannot read
+_OF_LIBRARIES = (
+    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AssertionError, AttributeError,
+    ArithmeticError, struct.error, zlib.error, ExpatError,
 )  # fmt: skip
-RAW = ("TH", "DBTH", "dBuZ", "total_power")
-RHOHV = ("RHOHV", "uncorrected_cross_correlation_ratio", "cross_correlation_ratio", "copol_correlation_coeff")
-
-# standard deviation of reflectivity from pulse to pulse (Meteo-France)
-FLUCTUATION = "SIGMA"
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,14 @@ class DecodeOptions:
         reliable_times: False where ray times are known to be wrong; sweeps then get the nominal time.
         part: (n, of): only the n-th of equal shares of the sweeps, from 0; several scans may lie in one file.
         max_bytes: of the file when decompressed; the largest volumes in use are a tenth of the default.
+        rstart_unit: of the distance of the first gate in ODIM_H5, ``m`` or ``km``; empty: by version and plausibility.
     """
 
     site: Site | None = None
     reliable_times: bool = True
     part: tuple[int, int] = (0, 1)
     max_bytes: int = 512 * 2**20
+    rstart_unit: str = ""
 
 
 def read_volume(
@@ -78,73 +88,80 @@ def read_volume(
     """
     name = name or path.name
     with plain_file(path, options.max_bytes, name) as plain:
-        kind = sniff(plain, name)
+        kind, hints = sniff(plain, name)
         try:
-            check_sizes(plain, kind, name, options.max_bytes)
-            has_site = options.site is not None
-            with (
-                checked(plain, name, has_site) if kind == "odim" else nullcontext(plain) as sound,
-                opened(sound, kind) as tree,
-            ):
-                announced = _announced(plain, kind, tree)
-                return _volume(tree, kind, name, radar, nominal_time, options, announced)
-        except BadInput:
-            raise
-        except OSError as err:
-            if err.errno:
-                raise  # a full disk, or too many open files: not the file's fault
-            raise BadInput(f"{name}: cannot be read as {kind}: {(str(err).splitlines() or [''])[0]}") from err
-        except (
-            EOFError,
-            ValueError,
-            KeyError,
-            IndexError,
-            TypeError,
-            RuntimeError,
-            AssertionError,
-            AttributeError,
-            ArithmeticError,
-            struct.error,
-            zlib.error,
-            ExpatError,
-        ) as err:
-            first = (str(err).splitlines() or [""])[0]
-            raise BadInput(f"{name}: cannot be read as {kind}: {type(err).__name__}: {first}") from err
+            with _readable(plain, kind, name, options) as readable:
+                check_sizes(readable.path, kind, name, options.max_bytes)
+                with opened(readable.path, kind) as tree:
+                    return _volume(tree, kind, name, radar, nominal_time, options, readable)
+        except BadInput as err:
+            raise BadInput(f"{err} ({hints})") if hints else err from None
+        except _OF_LIBRARIES as err:
+            pass_machine_fault(err, name)
+            also = f"; {hints}" if hints else ""
+            raise BadInput(f"{name}: {in_words(err)} (read as {kind}: {first_line(err)}{also})") from err
+
+
+def _readable(path: Path, kind: str, name: str, options: DecodeOptions) -> AbstractContextManager[Readable]:
+    """What xradar is given to read."""
+    if kind == "nexrad":
+        return whole_part(path, name, options.max_bytes)
+    if kind == "odim":
+        return needed_part(path, name, options.site is not None, options.rstart_unit)
+    if kind == "cfradial1":
+        return rectangular(path, name, options.max_bytes)
+    return nullcontext(Readable(path, announced_sweeps(path) if kind == "iris" else 0))
 
 
 def _volume(
-    tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions, announced: int
+    tree: Any, kind: str, name: str, radar: str, nominal: datetime, options: DecodeOptions, readable: Readable
 ) -> Volume:
     root = tree.root.to_dataset()
-    sweeps, defects, without = [], [], []
+    sweeps, defects, without = list[Sweep](), list(readable.defects), list(readable.unused)
     keys = sorted((k for k in tree.children if k.startswith("sweep_")), key=lambda k: int(k.rpartition("_")[2]))
-    n, of = options.part
-    mine = keys[n * len(keys) // of : (n + 1) * len(keys) // of]
-    if of > 1:
-        lowest = [min(_elevation(tree[key]) for key in some) for some in (keys, mine or keys[:1])]
-        if not mine or lowest[1] > lowest[0] + SAME_SCAN:
-            raise BadInput(
-                f"{name}: expected {of} scans in the file (scans_per_file), found no low sweep in part {n + 1} of its "
-                f"{len(keys)} sweeps (lowest {lowest[1]:.1f}, of all {lowest[0]:.1f} degrees)"
-            )
-    for key in mine:
+    announced = readable.announced
+    if announced is None:
+        announced = int(tree.root.attrs.get("number_elevation_cuts") or 0)
+    if not keys:
+        whole = f"none of {announced} sweeps is whole" if announced else "it holds no sweep"
+        raise BadInput(f"{name}: {whole}: {'; '.join(defects)[:500] or 'the file is cut off, or empty'}")
+    names = dict(zip(keys, readable.names or keys, strict=True))
+    for key in _part(keys, tree, name, options):
         try:
             sweep = _sweep(tree[key].to_dataset(), kind, nominal, options)
-        except (OSError, ValueError, KeyError, RuntimeError) as err:
-            defects.append(f"{key} cannot be read: {(str(err).splitlines() or [''])[0]}")
+        except BadInput as err:
+            defects.append(f"{names[key]}{err}")
+            continue
+        except _OF_LIBRARIES as err:
+            pass_machine_fault(err, name)
+            defects.append(f"{names[key]} is damaged inside ({first_line(err)})")
             continue
         if isinstance(sweep, str):
-            without.append(f"{key}: {sweep}")
+            without.append(f"{names[key]}: {sweep}")
         else:
             sweeps.append(sweep)
     if not sweeps:
         why = "; ".join(defects + without) or "it holds no sweep"
         raise BadInput(f"{name}: no sweep with reflectivity can be used: {why[:500]}")
-    sweeps, clocks = of_one_scan(sweeps)
+    sweeps, clocks = of_one_scan(filtered_where_both(sweeps))
     if len(keys) < announced:
         defects.append(f"{len(keys)} of {announced} sweeps")
     defects += clocks + _holes(sweeps)
     return Volume(radar, _site(root, name, options), tuple(sweeps), tuple(defects))
+
+
+def _part(keys: list[str], tree: Any, name: str, options: DecodeOptions) -> list[str]:
+    """The sweeps of the scan that is asked for, where several lie in one file."""
+    n, of = options.part
+    share = keys[n * len(keys) // of : (n + 1) * len(keys) // of]
+    if of > 1:
+        lowest = [min(_elevation(tree[key]) for key in some) for some in (keys, share or keys[:1])]
+        if not share or lowest[1] > lowest[0] + SAME_SCAN:
+            raise BadInput(
+                f"{name}: expected {of} scans in the file (scans_per_file), found no low sweep in part {n + 1} of its "
+                f"{len(keys)} sweeps (lowest {lowest[1]:.1f}, of all {lowest[0]:.1f} degrees)"
+            )
+    return share
 
 
 def _elevation(sweep: Any) -> float:
@@ -186,16 +203,6 @@ def without_silent_sweeps(volume: Volume) -> Volume:
     return replace(volume, sweeps=kept, defects=volume.defects + defects)
 
 
-def _announced(path: Path, kind: str, tree: Any) -> int:
-    """How many sweeps there should be; 0 if nothing says so.
-
-    NEXRAD announces all cuts of its strategy; where AVSET left the upper ones out, the last radial ends the volume.
-    """
-    if kind == "nexrad":
-        return 0 if nexrad_ended(path) else int(tree.root.attrs.get("number_elevation_cuts") or 0)
-    return announced_sweeps(path) if kind == "odim" else 0
-
-
 def _holes(sweeps: list[Sweep]) -> list[str]:
     """Gaps between neighbouring rays of a full turn; a missing chunk leaves one without any error."""
     found = []
@@ -213,6 +220,11 @@ def _site(root: Any, name: str, options: DecodeOptions) -> Site:
     if options.site is not None:
         return options.site
     values = [float(np.ravel(root[key].values)[0]) for key in ("longitude", "latitude", "altitude")]
+    if np.isnan(values[2]) and _is_place(values[0], values[1], 0.0):
+        raise BadInput(
+            f"{name}: the file has no height of the antenna (its altitude is nan, at {values[0]:g}, {values[1]:g}); "
+            "give it in the source's sites"
+        )
     if not np.isfinite(values).all() or not _is_place(*values):
         raise BadInput(
             f"{name}: the file has no position of the radar (found {values[0]:g}, {values[1]:g}); "
@@ -230,15 +242,15 @@ def _sweep(data: Any, kind: str, nominal: datetime, options: DecodeOptions) -> S
     """One sweep, or why it is no map of reflectivity.
 
     Raises:
-        ValueError: it is damaged.
+        BadInput: it is damaged; the text follows its name.
     """
     mode = str(np.ravel(data["sweep_mode"].values)[0]) if "sweep_mode" in data else "azimuth_surveillance"
     elevation = float(np.nanmedian(data["elevation"].values))
     if not np.isfinite(elevation):
-        raise ValueError("its elevation is nan degrees")
+        raise BadInput(": its elevation is nan degrees")
     if "rhi" in mode or "vertical" in mode or "sunscan" in mode or not -2 <= elevation <= 60:
         return f"{mode} at {elevation:.1f} degrees"
-    moment = next((m for m in FILTERED + RAW if m in data), None) or _by_standard_name(data)
+    moment = reflectivity_moment(data)
     if moment is None:
         moments = [str(name) for name, found in data.data_vars.items() if found.ndim == 2]
         return "no reflectivity moment among " + ", ".join(moments[:10])
@@ -247,20 +259,22 @@ def _sweep(data: Any, kind: str, nominal: datetime, options: DecodeOptions) -> S
         return f"{moment} has dimensions {field.dims}"
     size = f"{field.shape[0]} rays of {field.shape[1]} gates"
     if field.shape[0] * field.shape[1] > MAX_CELLS:
-        raise ValueError(f"{size}, more than {MAX_CELLS} in all")
+        raise BadInput(f": {size}, more than {MAX_CELLS} in all")
     if field.shape[0] < _SMALLEST_SWEEP[0] or field.shape[1] < _SMALLEST_SWEEP[1]:
         return size
     azimuth = np.asarray(data["azimuth"].values, np.float32) % 360
-    ranges = np.asarray(data["range"].values, np.float64)
+    ranges = range_in_metres(data["range"])
     gate = float(np.median(np.diff(ranges)))
     if not (gate > 0 and np.allclose(np.diff(ranges), gate, rtol=0.01)) or not np.isfinite(azimuth).all():
-        raise ValueError(f"gates or rays are not regular (spacing {gate:g} m)")
-    dbz, blank = _decoded(field, kind)
+        raise BadInput(f": gates or rays are not regular (spacing {gate:g} m)")
+    dbz, blank = decoded(field, kind)
+    if HAS_GATE in data:
+        dbz[data[HAS_GATE].values != 1] = np.nan
     order = np.argsort(azimuth, kind="stable")
     rho_name = next((m for m in RHOHV if m in data), None)
     rhohv = None
     if rho_name is not None and data[rho_name].shape == field.shape:
-        rhohv = _rhohv(data[rho_name], kind)[order]
+        rhohv = correlation(data[rho_name], kind)[order]
     fluctuation = None
     if FLUCTUATION in data and data[FLUCTUATION].attrs.get("units") == "dB" and data[FLUCTUATION].shape == field.shape:
         fluctuation = np.asarray(data[FLUCTUATION].values, np.float32)
@@ -279,70 +293,9 @@ def _sweep(data: Any, kind: str, nominal: datetime, options: DecodeOptions) -> S
     )
 
 
-def _by_standard_name(data: Any) -> str | None:
-    """The first variable that calls itself reflectivity."""
-    wanted = {
-        "equivalent_reflectivity_factor",
-        "equivalent_reflectivity_factor_h",
-        "radar_equivalent_reflectivity_factor_h",
-    }
-    return next((str(n) for n, v in data.data_vars.items() if v.attrs.get("standard_name") in wanted), None)
-
-
-def _decoded(field: Any, kind: str) -> tuple[Floats, bool]:
-    """DBZ with NaN where not measured and NO_ECHO_DBZ where no echo.
-
-    - nexrad: code 0 is below the noise (no echo), code 1 is range-folded (not measured).
-    - odim: ``undetect`` is no echo, ``nodata`` (NaN) not measured; where both have one code the file cannot tell them
-      apart, and inside its range "nothing" is read as no echo.
-    - iris: code 0 (-32 dBZ, also written as -327.68) is no echo; rainbow: code 0, the bottom of its scale.
-    - gamic, cfradial: one fill value for both, read as no echo; so is the bottom of a packed scale.
-
-    Returns:
-        The values, and whether one code means both and the sweep has nothing else: dry, or the radar is silent.
-    """
-    values = np.asarray(field.values, np.float32)
-    missing = np.isnan(values)
-    no_echo = values <= NO_ECHO_DBZ
-    one_code = kind in {"iris", "rainbow"}
-    if kind == "nexrad":
-        code = np.rint((values - field.encoding["add_offset"]) / field.encoding["scale_factor"])
-        no_echo, missing = code == 0, missing | (code == 1)
-    elif kind == "odim" or (kind.startswith("cfradial") and "_Undetect" in field.attrs):
-        undetect, nodata = field.attrs.get("_Undetect"), field.encoding.get("_FillValue")
-        if undetect is not None:
-            scale, offset = field.encoding.get("scale_factor", 1.0), field.encoding.get("add_offset", 0.0)
-            no_echo |= np.isclose(values, undetect * scale + offset, atol=abs(scale) / 4)
-        if undetect is not None and nodata is not None and undetect == nodata:
-            no_echo, missing, one_code = no_echo | missing, np.zeros_like(missing), True
-    elif kind in {"gamic", "cfradial1", "cfradial2"}:
-        offset = float(field.encoding.get("add_offset") or NO_ECHO_DBZ)
-        # only where no code lies below it; a signed packing has its offset in the middle
-        bottom = offset if not (values < offset - 1e-3).any() else NO_ECHO_DBZ
-        no_echo, missing = no_echo | missing | (values <= min(bottom, 0.0)), np.zeros_like(missing)
-        one_code = True
-    elif kind == "rainbow":
-        step = field.encoding.get("scale_factor", 0.0)
-        no_echo |= values <= field.encoding.get("add_offset", NO_ECHO_DBZ) + step / 2
-    missing |= values > HIGHEST_DBZ
-    out = np.maximum(values, np.float32(NO_ECHO_DBZ))
-    out[no_echo] = NO_ECHO_DBZ
-    out[missing] = np.nan
-    return out, one_code and not (out > NO_ECHO_DBZ).any()
-
-
-def _rhohv(field: Any, kind: str) -> Floats:
-    """Correlation with NaN where unknown; codes 0 and 1 of NEXRAD are no values."""
-    values = np.asarray(field.values, np.float32)
-    if kind == "nexrad":
-        code = np.rint((values - field.encoding.get("add_offset", 0)) / field.encoding.get("scale_factor", 1))
-        values = np.where(code <= 1, np.nan, values)
-    return np.where((values > 0) & (values <= 1.1), values, np.nan).astype(np.float32)
-
-
 def _mean_time(data: Any) -> datetime:
     seconds = data["time"].values.astype("datetime64[ns]").astype(np.int64)
     valid = seconds[seconds > 0]
     if not len(valid):
-        raise ValueError("the rays have no time")
+        raise BadInput(": the rays have no time")
     return datetime.fromtimestamp(float(valid.mean()) / 1e9, UTC)

@@ -1,16 +1,14 @@
-"""Files of radar volumes: which format, decompressed where needed, opened by xradar."""
+"""Files of radar volumes: decompressed where needed, checked for their sizes, opened by xradar."""
 
 import bz2
 import gzip
-import logging
 import os
 import re
-import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,70 +16,55 @@ from typing import Any, BinaryIO
 
 import h5py
 
-from pipeline.errors import BadInput
-
-log = logging.getLogger(__name__)
-
-# of a NEXRAD volume (interface control document 2620010), bytes
-NEXRAD_HEADER, MESSAGE_HEADER, FIXED_MESSAGE = 24, 28, 2432
-END_OF_VOLUME = 4
+from pipeline.errors import BadInput, machine_fault
+from pipeline.radar.iris import mended_reader
 
 
-def header_time(path: Path) -> datetime:
-    """Nominal time in the header of an ODIM file, for feeds whose names carry none.
+@dataclass(frozen=True)
+class Readable:
+    """A file as xradar can open it: the file itself, or a copy of what is needed of it.
 
-    Raises:
-        BadInput: the file is not ODIM or has no such time.
+    Attributes:
+        announced: how many sweeps there should be; 0 if nothing says so, None if only the scan strategy does.
+        defects: what was left out because it is damaged, or the radar says that it is of no use.
+        unused: what was left out because it is no map of reflectivity.
+        names: what the file calls the sweeps; empty if nothing.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            date, clock = (text(file["what"].attrs[key]) for key in ("date", "time"))
-            return datetime.strptime(date + clock, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
-    except (OSError, KeyError, ValueError) as err:
-        raise BadInput(f"{path.name}: no time in the name, and none in an ODIM header: {err}") from err
+
+    path: Path
+    announced: int | None = 0
+    defects: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
-def sniff(path: Path, name: str) -> str:
-    """Format of an uncompressed file: nexrad, odim, gamic, cfradial1, cfradial2, iris or rainbow.
-
-    Raises:
-        BadInput: none of these; says what the file begins with.
-    """
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start:
-        raise BadInput(f"{name}: the file is empty")
-    if start.startswith((b"AR2V", b"ARCHIVE2")):
-        return "nexrad"
-    if start.startswith(b"\x89HDF"):
-        return _sniff_hdf5(path, name)
-    if start.startswith((b"CDF\x01", b"CDF\x02")):
-        return "cfradial1"
-    if start.startswith(b"<volume"):
-        return "rainbow"
-    if start.startswith(b"\x1b\x00"):
-        return "iris"
-    raise BadInput(f"{name}: expected a radar volume of a known format, found a file that begins with {start!r}")
+def pass_machine_fault(err: BaseException, name: str) -> None:
+    """Raise OSError if it was the machine that failed, or the file is gone: that says nothing about the data."""
+    if isinstance(err, FileNotFoundError):
+        raise err
+    if fault := machine_fault(err):
+        raise OSError(f"{name} cannot be read now: {fault}") from err
 
 
-def _sniff_hdf5(path: Path, name: str) -> str:
-    try:
-        with h5py.File(path, "r") as file:
-            if "what" in file and "object" in file["what"].attrs:
-                kind = text(file["what"].attrs["object"])
-                if kind not in {"PVOL", "SCAN"}:
-                    raise BadInput(f"{name}: expected a polar volume (PVOL, SCAN), found the ODIM object {kind!r}")
-                return "odim"
-            if "scan0" in file:
-                return "gamic"
-            if "sweep_group_name" in file:
-                return "cfradial2"
-            if "sweep_start_ray_index" in file:
-                return "cfradial1"
-            found = ", ".join(list(file)[:12]) or "nothing"
-    except OSError as err:
-        raise BadInput(f"{name}: a damaged HDF5 file: {(str(err).splitlines() or [''])[0]}") from err
-    raise BadInput(f"{name}: expected ODIM_H5, GAMIC or CfRadial, found HDF5 with {found}")
+def first_line(err: BaseException) -> str:
+    """What a library says, in a line."""
+    return (str(err).splitlines() or [""])[0] or type(err).__name__
+
+
+def in_words(err: BaseException) -> str:
+    """What is wrong with a file that a library cannot read, in the words of whoever sent it."""
+    said = str(err)
+    if cut := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", said):
+        return f"the file is cut off: {cut[1]} of {cut[2]} bytes are there"
+    if isinstance(err, EOFError) or re.search(_CUT_OFF, said):
+        return "the file is cut off"
+    if re.search(_NO_SWEEP, said):
+        return "it holds no sweep"
+    return "the file is damaged inside"
+
+
+_CUT_OFF = "file end|requires a buffer|mmap length|buffer is (too small|smaller)|end of file|cannot reshape"
+_NO_SWEEP = "out of bounds for axis|at least one object|empty sequence|zero-size array|need at least one array"
 
 
 def text(value: Any) -> str:
@@ -99,14 +82,12 @@ def plain_file(path: Path, max_bytes: int, name: str = "") -> Iterator[Path]:
     """
     name = name or path.name
     with path.open("rb") as file:
-        magic = file.read(28)
-    unpack: Callable[[Path, BinaryIO, _Budget], None] | None = None
+        magic = file.read(4)
+    unpack: Callable[[Path, BinaryIO, Budget], None] | None = None
     if magic.startswith(b"\x1f\x8b"):
         unpack = partial(_copy, opener=gzip.open)
     elif magic.startswith(b"BZh"):
         unpack = partial(_copy, opener=bz2.open)
-    elif magic.startswith(b"AR2V") and magic[28 - 4 :] != bytes(4):
-        unpack = _unpack_records
     if unpack is None:
         yield path
         return
@@ -114,16 +95,15 @@ def plain_file(path: Path, max_bytes: int, name: str = "") -> Iterator[Path]:
         plain = Path(folder) / "volume"
         try:
             with plain.open("wb") as target:
-                unpack(path, target, _Budget(name, max_bytes))
+                unpack(path, target, Budget(name, max_bytes))
         except (OSError, EOFError, zlib.error) as err:
-            if getattr(err, "errno", None):
-                raise  # a full disk or a read error is not the file's fault
-            raise BadInput(f"{name}: damaged compression: {err}") from err
-        with plain_file(plain, max_bytes, name) if unpack is not _unpack_records else nullcontext(plain) as inner:
+            pass_machine_fault(err, name)  # a full disk or a read error is not the file's fault
+            raise BadInput(f"{name}: the file is cut off or damaged: its compression says {first_line(err)}") from err
+        with plain_file(plain, max_bytes, name) as inner:
             yield inner
 
 
-class _Budget:
+class Budget:
     """What may still come out of a file."""
 
     def __init__(self, name: str, max_bytes: int) -> None:
@@ -136,32 +116,14 @@ class _Budget:
             raise BadInput(f"{self.name}: more than {self.max_bytes} bytes when decompressed")
 
 
-def _copy(path: Path, target: BinaryIO, budget: _Budget, opener: Callable[[Path], Any]) -> None:
+def _copy(path: Path, target: BinaryIO, budget: Budget, opener: Callable[[Path], Any]) -> None:
     with opener(path) as source:
         while block := source.read(2**20):
             budget.spend(len(block))
             target.write(block)
 
 
-def _unpack_records(path: Path, target: BinaryIO, budget: _Budget) -> None:
-    """NEXRAD's bzip2 records in their order (twice as fast as xradar does it, and within bounds)."""
-    with path.open("rb") as source:
-        target.write(source.read(NEXRAD_HEADER))
-        while len(size := source.read(4)) == 4:
-            record = source.read(abs(struct.unpack(">i", size)[0]))
-            if not record.startswith(b"BZh"):
-                target.write(size + record + source.read())
-                return
-            try:
-                inflate(bz2.BZ2Decompressor(), record, budget, target)
-            except OSError as err:
-                if err.errno:
-                    raise
-                # its radials are lost, which shows as a hole
-                log.warning("%s: a damaged record is left out: %s", budget.name, err)
-
-
-def inflate(tool: Any, data: bytes, budget: _Budget, target: BinaryIO | None = None) -> None:
+def inflate(tool: Any, data: bytes, budget: Budget, target: BinaryIO | None = None) -> None:
     """Decompress in small steps, so that no bomb fills the memory; what is cut off gives what there is."""
     while not tool.eof:
         part = tool.decompress(data, 2**20)
@@ -173,19 +135,6 @@ def inflate(tool: Any, data: bytes, budget: _Budget, target: BinaryIO | None = N
             return
 
 
-def whole_records(chunk: bytes) -> bytes:
-    """A piece of a NEXRAD volume without the record that was cut off at its end, so that the next piece can follow."""
-    position = NEXRAD_HEADER if chunk.startswith((b"AR2V", b"ARCHIVE2")) else 0
-    if chunk[position + 4 : position + 7] != b"BZh":
-        return chunk
-    while position + 4 <= len(chunk):
-        following = position + 4 + abs(struct.unpack_from(">i", chunk, position)[0])
-        if following > len(chunk):
-            break
-        position = following
-    return chunk[:position]
-
-
 def check_sizes(path: Path, kind: str, name: str, max_bytes: int) -> None:
     """What a file says it holds, before anything of it is read.
 
@@ -193,7 +142,7 @@ def check_sizes(path: Path, kind: str, name: str, max_bytes: int) -> None:
         BadInput: it is more than ``max_bytes``.
     """
     if kind == "rainbow":
-        data, budget = path.read_bytes(), _Budget(name, max_bytes)
+        data, budget = path.read_bytes(), Budget(name, max_bytes)
         for blob in re.finditer(rb'<BLOB blobid="\d+" size="(\d{1,12})" compression="qt">\n', data):
             inflate(zlib.decompressobj(), data[blob.end() + 4 : blob.end() + int(blob[1])], budget)
         return
@@ -214,17 +163,6 @@ def check_sizes(path: Path, kind: str, name: str, max_bytes: int) -> None:
         raise BadInput(f"{name}: {total} bytes when decompressed, the largest {key} {shape}; more than {max_bytes}")
 
 
-def nexrad_ended(path: Path) -> bool:
-    """Whether the last radial of an unpacked NEXRAD volume says that it is the last: then nothing was cut off."""
-    data, position, status = path.read_bytes(), NEXRAD_HEADER, None
-    while position + MESSAGE_HEADER <= len(data):
-        halfwords, _, kind = struct.unpack_from(">HBB", data, position + 12)
-        if kind == 31 and position + MESSAGE_HEADER + 22 <= len(data):
-            status = data[position + MESSAGE_HEADER + 21]
-        position += 12 + 2 * halfwords if kind == 31 else FIXED_MESSAGE
-    return status == END_OF_VOLUME
-
-
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[Any]:
     """The file as xradar's tree of sweeps."""
@@ -234,14 +172,15 @@ def opened(path: Path, kind: str) -> Iterator[Any]:
         "nexrad": xd.io.open_nexradlevel2_datatree,
         "odim": xd.io.open_odim_datatree,
         "gamic": xd.io.open_gamic_datatree,
-        "cfradial1": lambda p: xd.io.open_cfradial1_datatree(p, engine=_netcdf_engine(path)),
+        "cfradial1": lambda p: xd.io.open_cfradial1_datatree(p, engine=netcdf_engine(path)),
         "cfradial2": lambda p: xd.io.open_cfradial2_datatree(p, engine="h5netcdf", first_dim="auto"),
         "iris": xd.io.open_iris_datatree,
         "rainbow": xd.io.open_rainbow_datatree,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about attributes that we do not use
-        tree = openers[kind](str(path))
+        with mended_reader() if kind == "iris" else nullcontext():
+            tree = openers[kind](str(path))
         try:
             yield tree
         finally:
@@ -256,6 +195,7 @@ def _close_hdf5(path: Path) -> None:
             h5py.File(file).close()
 
 
-def _netcdf_engine(path: Path) -> str:
+def netcdf_engine(path: Path) -> str:
+    """With what xarray opens a netCDF file: the classic kind is none of HDF5."""
     with path.open("rb") as file:
         return "h5netcdf" if file.read(4) == b"\x89HDF" else "scipy"

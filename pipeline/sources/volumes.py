@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import times
-from pipeline.errors import BadInput, StoreUnavailable
+from pipeline.errors import BadInput
 from pipeline.radar.decode import DecodeOptions, of_one_scan, read_volume
-from pipeline.radar.formats import header_time, whole_records
+from pipeline.radar.formats import pass_machine_fault
+from pipeline.radar.moments import filtered_where_both
+from pipeline.radar.recognise import header_time
 from pipeline.radar.volume import Site, Volume
 from pipeline.source_settings import VolumesSource
 from pipeline.sources.contract import FileInfo, VolumeRef
@@ -52,15 +54,23 @@ class VolumeFiles:
             "cycle": USUAL_WITHIN,
         }[config.join]
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
-        """Volumes with a nominal time in [start, end], ordered by time, then key; other names are left alone."""
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
+        """Volumes with a nominal time in [start, end], ordered by time, then key; other names are left alone.
+
+        Args:
+            warn: is told what keeps the source from giving anything: that no name fits.
+
+        Raises:
+            StoreUnavailable: the place cannot be read.
+        """
         groups: dict[tuple[str, str, datetime], Any] = defaultdict(list)
-        seen = ours = 0
+        seen, ours, example = 0, 0, ""
         strangers: Counter[str] = Counter()
         first, last = start - self.margin, end + self.margin
         alone_here = self.config.radars[0] if len(self.config.radars) == 1 else "radar"
         for file in self.where.list(first, last):
             seen += 1
+            example = min(example or file.below, file.below)
             name = file.below if "/" in self.config.pattern else file.below.rpartition("/")[2]
             match = self.pattern.fullmatch(name)
             if match is None:
@@ -77,6 +87,9 @@ class VolumeFiles:
             except BadInput as err:
                 log.warning("left alone: %s", err)
                 continue
+            except OSError as err:  # a header could not be read; that may pass
+                log.warning("left for the next look: %s", err)
+                continue
             if self.config.radars and radar not in self.config.radars:
                 strangers[radar] += 1
                 continue
@@ -85,7 +98,10 @@ class VolumeFiles:
             alone = "" if self.config.join != "none" else file.key
             groups[radar, alone, time].append(_File(found.get("chunk") or "", found.get("end") is not None, file))
         if seen and not ours:
-            log.warning("none of the %d names in %s is of the form %s", seen, self.where.place, self.config.pattern)
+            warn(
+                f"none of the {seen} names in {self.where.place} is of the form {self.config.pattern} (pattern), "
+                f"for example {example}"
+            )
         if strangers:
             who = ", ".join(sorted(strangers)[:10])
             log.warning("left alone: %d files of radars that are not in radars: %s", strangers.total(), who)
@@ -105,6 +121,7 @@ class VolumeFiles:
 
         Raises:
             BadInput: the name has another form.
+            OSError: the header could not be read; worth another try.
         """
         if text is None:
             found = _header_time(str(Path(self.config.uri) / file.key), file.stamp)
@@ -141,7 +158,12 @@ class VolumeFiles:
         return [VolumeRef(key, time, size, etag, arrived, radar, members, stamps, open_until=open_until)]
 
     def files(self, ref: VolumeRef, scratch: Path) -> Sequence[Path]:
-        """Those of a volume that the quarantine should keep, or copies; not what is too large or has left."""
+        """Those of a volume that the quarantine should keep, or copies; not what is too large or has left.
+
+        Raises:
+            OSError: one could not be read; worth another try.
+            StoreUnavailable: the place cannot be read.
+        """
         kept: Sequence[Path] = []
         if ref.size > self.max_bytes:
             return kept
@@ -150,7 +172,7 @@ class VolumeFiles:
             folder.mkdir()
             try:
                 kept = [*kept, *self.where.fetch([member], [stamp], folder, self.max_bytes)]
-            except (BadInput, OSError, StoreUnavailable) as err:
+            except (BadInput, FileNotFoundError) as err:
                 log.warning("not kept: %s: %s", member, err)
         return kept
 
@@ -170,13 +192,14 @@ class VolumeFiles:
             reliable_times=self.config.reliable_times,
             part=(ref.part, self.config.scans_per_file),
             max_bytes=self.max_bytes,
+            rstart_unit=self.config.rstart_unit,
         )
         paths = self.where.fetch(ref.members, ref.stamps, scratch, self.max_bytes)
         if self.config.join == "chunks":
             joined = scratch / hashlib.sha256(ref.key.encode()).hexdigest()
             with joined.open("wb") as target:
                 for path in paths:
-                    target.write(whole_records(path.read_bytes()))
+                    target.write(path.read_bytes())
             try:
                 return read_volume(joined, ref.radar, ref.nominal_time, options, ref.key)
             finally:
@@ -207,17 +230,22 @@ def _is_whole(files: Sequence[_File]) -> bool:
 
 @lru_cache(maxsize=100_000)
 def _parsed(text: str, time_format: str) -> datetime | None:
-    """The time in a name, read once while a process polls; None if it has another form."""
+    """The time in a name, UTC unless it has an offset; read once while a process polls. None if it has another form."""
     try:
-        found = datetime.strptime(text, time_format).replace(tzinfo=UTC)
-    except ValueError:
+        found = datetime.strptime(text, time_format)  # noqa: DTZ007 - where it has no offset, UTC is put in
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
     return found if found.year in times.YEARS else None
 
 
 @lru_cache(maxsize=10000)
 def _header_time(path: str, stamp: str) -> datetime | str:
-    """The time in a file's header, read once as long as the file is the same; or why there is none."""
+    """The time in a file's header, read once as long as the file is the same; or why there is none.
+
+    Raises:
+        OSError: it could not be read; that is not remembered.
+    """
     try:
         return header_time(Path(path))
     except BadInput as err:
@@ -237,6 +265,7 @@ def _read_or_why(path: Path, ref: VolumeRef, options: DecodeOptions) -> Volume |
     except (OSError, MemoryError):
         raise
     except Exception as err:
+        pass_machine_fault(err, path.name)
         # one sweep that a decoder has no words for must not cost the others
         log.exception("decoding %s failed", path.name)
         return f"{path.name}: cannot be decoded: {type(err).__name__}: {err}"
@@ -248,6 +277,7 @@ def _joined(parts: list[Volume | str], ref: VolumeRef) -> Volume:
     bad = tuple(part for part in parts if isinstance(part, str))
     if not volumes:
         raise BadInput(f"{ref.key}: none of its files can be used: {'; '.join(bad)[:500]}")
-    sweeps, clocks = of_one_scan(sorted((s for v in volumes for s in v.sweeps), key=lambda s: (s.time, s.elevation)))
+    together = sorted((s for v in volumes for s in v.sweeps), key=lambda s: (s.time, s.elevation))
+    sweeps, clocks = of_one_scan(filtered_where_both(together))
     defects = (*bad, *clocks, *(d for v in volumes for d in v.defects))
     return Volume(ref.radar, volumes[0].site, tuple(sweeps), defects)

@@ -22,7 +22,7 @@ from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Fram
 from pipeline.ingest import ingest
 from pipeline.packing import read_packed
 from pipeline.radar.decode import DecodeOptions, read_volume
-from pipeline.radar.formats import MESSAGE_HEADER, plain_file
+from pipeline.radar.nexrad import MESSAGE_HEADER, whole_part
 from pipeline.sources.synthetic_faults import write_faulty
 from pipeline.sources.synthetic_radars import RadarNetwork, write_volume
 from pipeline.sources.volumes import VolumeFiles
@@ -51,8 +51,8 @@ def inputs(catalog, time=T0) -> dict[str, dict]:
     ("fault", "state", "reason"),
     [
         ("none", "framed", ""),
-        ("truncated", "quarantined", "damaged HDF5"),
-        ("damaged", "partial", "sweep_0 cannot be read"),
+        ("truncated", "quarantined", "the file is cut off: "),
+        ("damaged", "partial", "dataset1 is damaged inside"),
         ("partial", "partial", "6 of 7 sweeps"),
         ("hole", "partial", "has a hole of 61 degrees"),
         ("silent", "quarantined", "silent, which is not dry"),
@@ -142,8 +142,8 @@ def test_frames_outside_the_period_are_left_to_the_ingest_that_has_all_of_them(t
 def test_a_nexrad_volume_that_avset_ended_is_whole(sample_data, tmp_path):
     """Nine of eleven cuts: whole if its last radial says that it is the last, cut off if not."""
     path = sample_data / "volumes/nexrad_level2/KLBB20160601_150025_V06"
-    with plain_file(path, 2**28) as plain:
-        data = bytearray(plain.read_bytes())
+    with whole_part(path, path.name, 2**28) as plain:
+        data = bytearray(plain.path.read_bytes())
     ends, position = [], 24
     while position + MESSAGE_HEADER < len(data):
         kind, halfwords = data[position + 15], int.from_bytes(data[position + 12 : position + 14], "big")

@@ -56,7 +56,7 @@ def test_every_make_of_volume(sample_data, file):
     ("file", "said"),
     [
         ("volumes/odim_h5/belgium.comp.hdf", "ODIM object 'COMP'"),
-        ("volumes/odim_h5/CORRUPT_sekkr_scan_0.5_pn282_20180405T102500Z_0x9.h5", "cannot be read as odim"),
+        ("volumes/odim_h5/CORRUPT_sekkr_scan_0.5_pn282_20180405T102500Z_0x9.h5", "the radar was malfunctioning"),
         ("volumes/nexrad_level2/nexrad_level2_chunks_KLOT.tar.gz", "begins with"),
         ("volumes/nexrad_level2/KLIX20050828_180149.gz", "no position of the radar"),
         ("knmi_nl25_20100826/RAD_NL25_RAP_5min_201008260105.h5", "expected ODIM_H5, GAMIC or CfRadial"),
