@@ -15,7 +15,7 @@ from pipeline.advection import amounts_along_motion, estimated_motion
 from pipeline.domain import AMOUNT_MINUTES, Domain
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Pixels, rate_table, reflectivity_of_pixel
 from pipeline.frames.sequences import InputSequence
-from pipeline.product_axes import EPOCH_UNITS, coordinates, extent
+from pipeline.product_axes import EPOCH_UNITS, coordinates, extent, mapped
 from pipeline.version import software_version
 
 FORMAT_VERSION = 2
@@ -108,7 +108,7 @@ def build(
     y, x = ("latitude", "longitude") if grid.is_geographic else ("y", "x")
     fields = ("time", y, x)
     places = "" if grid.is_geographic else " lat lon"
-    located = {"grid_mapping": "crs", "coordinates": "forecast_reference_time forecast_period" + places}
+    located = {**mapped(grid), "coordinates": "forecast_reference_time forecast_period" + places}
     # frames that are means over an interval give forecasts that are
     averaged = {"cell_methods": "time: mean"} if sequence.source.interval_s else {}
     model_result = {"coverage_content_type": "modelResult"}
@@ -236,7 +236,7 @@ def _accumulations(
         ),
         "cell_methods": f"{dim}: sum",
         "coverage_content_type": "modelResult",
-        "grid_mapping": "crs",
+        **mapped(sequence.source.grid),
         "coordinates": "forecast_reference_time" + places,
     }
     about = {

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.domain import Domain
-from pipeline.frames.archive import FrameSource
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import pixel_of_rate, pixel_of_reflectivity, rate_table
 from pipeline.grids import Grid
 from pipeline.verification.neighbourhood import LARGEST_WINDOW, Window

@@ -18,7 +18,7 @@ from pipeline import catalog as tables
 from pipeline import operations, times
 from pipeline.catalog import Catalog
 from pipeline.domain import ZR, Scale
-from pipeline.frames.archive import FrameSource
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import make_frame, pixel_of_rate
 from pipeline.grids import centred_grid
 from pipeline.sources.readers import READERS

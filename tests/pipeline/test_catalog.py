@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from pipeline import catalog as tables
 from pipeline.catalog import Catalog, set_aside_damaged, upgrade
 from pipeline.errors import BadInput, DamagedFrame, LeaseLost, SettingsError, StoreUnavailable
-from pipeline.frames.archive import Archive, FrameSource
+from pipeline.frames.archive import Archive
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
 from pipeline.grids import Grid
 from pipeline.storage import Store, safe_name

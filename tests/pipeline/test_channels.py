@@ -12,7 +12,8 @@ from models.training_config import TrainingConfig
 from pipeline import catalog as tables
 from pipeline import operations
 from pipeline.errors import SettingsError
-from pipeline.frames.archive import Archive, FrameSource
+from pipeline.frames.archive import Archive
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import ECHO, NO_ECHO, Frame
 from pipeline.frames.sequences import read_sequence

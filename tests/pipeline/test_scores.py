@@ -120,7 +120,7 @@ def test_hko7_scores_of_a_hand_made_frame():
 
 
 def make_source(domain):
-    from pipeline.frames.archive import FrameSource
+    from pipeline.frames.frame_source import FrameSource
     from pipeline.grids import centred_grid
 
     grid = domain.grid
