@@ -13,6 +13,7 @@ STATES = {
     "partial": "used as a part",
     "duplicate": "too late, or less than what stands",
     "off_axis": "not on the axis",
+    "left_alone": "of another quantity or interval",
     "quarantined": "QUARANTINED",
     "reviewed": "quarantined, reviewed",
     "dropped": "quarantined, dropped",

@@ -92,10 +92,30 @@ class FilesSource(Frozen):
 
 
 class GriddedSource(FilesSource):
-    """Composites that a ``reader`` understands, whose names carry the time."""
+    """Composites that a ``reader`` understands, whose names carry the time.
+
+    Attributes:
+        quantity: of several in the feed or in a file; the others are left alone. Without it the first of DBZH, RATE,
+            ACRR and TH that the feed has is taken, and kept.
+        dataset: group that holds the field, for example ``dataset2`` or ``dataset2/data1``, or ``image2`` of KNMI;
+            without it the first that has the quantity.
+        shared_code: what the cells are that may be dry or not observed, since the producer gives both one code or
+            writes neither down: ``dry``, or ``no_data``. ``refuse`` takes no file in which there are such cells.
+    """
 
     kind: Literal["gridded"]
     reader: ReaderName
+    quantity: Literal["", "DBZH", "RATE", "ACRR", "TH"] = ""
+    dataset: str = Field("", pattern=r"^[A-Za-z0-9_/]{0,60}$")
+    shared_code: Literal["refuse", "dry", "no_data"] = "refuse"
+
+    @model_validator(mode="after")
+    def _reader_leaves_it_open(self) -> Self:
+        if self.quantity and self.reader != "odim_comp":
+            raise ValueError(f"quantity: the files of {self.reader} have one only; it is for odim_comp")
+        if (self.dataset or self.shared_code != "refuse") and self.reader not in ("odim_comp", "knmi_hdf5"):
+            raise ValueError(f"dataset and shared_code are for odim_comp and knmi_hdf5, not for {self.reader}")
+        return self
 
     @model_validator(mode="after")
     def _has_no_radars(self) -> Self:
@@ -167,6 +187,8 @@ class VolumesSource(_Gridded, FilesSource):
             ``chunk``, are the pieces of one file.
         reliable_times: false where ray times are wrong; the time of the name then counts.
         sites: positions of radars whose format carries none.
+        rstart_unit: of the distance of the first gate in ODIM_H5, where a file's version and what is plausible leave
+            it open: ``m`` or ``km``.
     """
 
     kind: Literal["volumes"]
@@ -177,6 +199,7 @@ class VolumesSource(_Gridded, FilesSource):
     scans_per_file: int = Field(1, ge=1, le=20)
     scan_minutes: int = Field(5, ge=1, le=30)
     reliable_times: bool = True
+    rstart_unit: Literal["", "m", "km"] = ""
     sites: dict[str, RadarSite] = {}
     radars: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")], ...] = ()
 

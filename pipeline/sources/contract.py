@@ -1,6 +1,7 @@
 """What a source is: it lists what was received, fetches one item and decodes it into a field."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.grids import Grid
 from pipeline.radar.volume import Volume
+
+log = logging.getLogger(__name__)
 
 Quantity = Literal["rain_rate", "reflectivity"]
 
@@ -102,6 +105,8 @@ class RainField:
         smallest_rate_mm_h: the smallest rain rate that the source can tell from none.
         interval_s: the values are means over this many seconds that end at ``valid_time``; 0 is instantaneous.
         removed: (rows, columns) cells without a value because quality control took it out; None if there are none.
+        parameter: which of the quantities that the format knows was read, as it calls it (DBZH, RATE); empty if it
+            knows only one.
     """
 
     values: NDArray[np.float32]
@@ -111,13 +116,17 @@ class RainField:
     smallest_rate_mm_h: float
     interval_s: float = 0.0
     removed: NDArray[np.bool_] | None = None
+    parameter: str = ""
 
 
 class PolarFeed(Protocol):
     """A place where polar volumes come from."""
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
         """Volumes with a nominal time in [start, end], ordered by time, then key.
+
+        Args:
+            warn: is told what keeps the source from giving anything, for example that none of its names fits.
 
         Raises:
             StoreUnavailable: the place cannot be read.
@@ -135,15 +144,23 @@ class PolarFeed(Protocol):
         ...
 
     def files(self, ref: VolumeRef, scratch: Path) -> Sequence[Path]:
-        """Files of a volume that the quarantine should keep, or copies in ``scratch``; not what cannot be had."""
+        """Files of a volume that the quarantine should keep, or copies in ``scratch``; not what cannot be had.
+
+        Raises:
+            OSError: one could not be read; worth another try.
+            StoreUnavailable: the place cannot be read.
+        """
         ...
 
 
 class Source(Protocol):
     """A place where volumes or composites come from."""
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
         """Items with a nominal time in [start, end], ordered by time, then key.
+
+        Args:
+            warn: is told what keeps the source from giving anything, for example that none of its names fits.
 
         Raises:
             StoreUnavailable: the place cannot be read.
@@ -165,5 +182,7 @@ class Source(Protocol):
 
         Raises:
             BadInput: names what was expected and what was found.
+            OtherQuantity: it holds something else than is taken in.
+            OSError: the machine cannot read it; worth another try.
         """
         ...

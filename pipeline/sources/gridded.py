@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from pipeline.errors import BadInput
 from pipeline.source_settings import GriddedSource
 from pipeline.sources.contract import RainField, VolumeRef
 from pipeline.sources.files import open_files
-from pipeline.sources.readers import READERS
+from pipeline.sources.readers import READERS, Reading
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +23,12 @@ class GriddedFiles:
         self.files = open_files(config)
         self.name = config.reader
         self.reader = READERS[config.reader]
+        self.reading = Reading(config.quantity, config.dataset, config.shared_code)
+        # other settings of reading make another frame of the same bytes
+        self._settings = "" if self.reading == Reading() else str(self.reading)
         self.max_bytes = int(config.max_file_mb * 2**20)
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
         """Files of the reader's naming with a time in [start, end]; others are not ours and are left alone."""
         refs, ours, others = [], 0, []
         for file in self.files.list(start, end):
@@ -34,14 +39,14 @@ class GriddedFiles:
                 continue
             ours += 1
             if start <= time <= end:
-                etag = hashlib.sha256(file.stamp.encode()).hexdigest()[:16]
+                etag = hashlib.sha256((file.stamp + self._settings).encode()).hexdigest()[:16]
                 stamps = (file.stamp,)
                 refs.append(VolumeRef(file.key, time, file.size, etag, file.arrived_at, stamps=stamps))
         if others and not ours:
-            log.warning(
-                "none of the %d names in %s is one of the reader %s (%s), for example %s",
-                len(others), self.files.place, self.name, self.reader.pattern.pattern, min(others),
-            )  # fmt: skip
+            warn(
+                f"none of the {len(others)} names in {self.files.place} fits the reader {self.name}, for example "
+                f"{min(others)}; its pattern is {self.reader.pattern.pattern}"
+            )
         return sorted(refs, key=lambda ref: (ref.nominal_time, ref.key))
 
     def fetch(self, ref: VolumeRef, folder: Path) -> Path:
@@ -54,4 +59,8 @@ class GriddedFiles:
         """See the reader."""
         if path.stat().st_size == 0:
             raise BadInput(f"{path.name}: the file is empty")
-        return self.reader.read(path)
+        return self.reader.read(path, self.reading)
+
+    def keep(self, quantity: str) -> None:
+        """From now on only this of several quantities is decoded, unless the settings name one."""
+        self.reading = replace(self.reading, quantity=self.reading.quantity or quantity)

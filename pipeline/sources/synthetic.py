@@ -7,7 +7,9 @@ centre of the domain. Rain stands where it exceeds a threshold that follows the 
 item is an ODIM_H5 composite, so that the reader is exercised too.
 """
 
+import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +26,8 @@ from pipeline.grids import Grid, centred_grid
 from pipeline.source_settings import SyntheticRadarsSource, SyntheticSource
 from pipeline.sources.contract import RainField, VolumeRef
 from pipeline.sources.readers import odim_comp
+
+log = logging.getLogger(__name__)
 
 _MARGIN = 1.5  # the periodic field is this much larger than the domain, so that turning never shows its edge
 
@@ -53,7 +57,7 @@ class SyntheticRain:
         grid = domain.grid
         self.grid: Grid = centred_grid(grid.crs, grid.shape, grid.spacing_m, grid.centre)
 
-    def list(self, start: datetime, end: datetime) -> list[VolumeRef]:
+    def list(self, start: datetime, end: datetime, warn: Callable[[str], None] = log.warning) -> list[VolumeRef]:
         """One item per instant of the axis; it arrives at its valid time."""
         return [
             VolumeRef(f"synthetic_{times.compact(t)}.h5", t, 0, f"seed{self.config.seed}", t)

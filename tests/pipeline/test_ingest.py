@@ -117,8 +117,8 @@ def test_negative_rain_is_no_rain_at_all(tmp_path, store, catalog, monkeypatch):
     put(tmp_path / "in", T0)
     real = READERS["odim_comp"].read
 
-    def negative(path):
-        return dataclasses.replace(real(path), values=real(path).values - 1)
+    def negative(path, reading):
+        return dataclasses.replace(real(path, reading), values=real(path, reading).values - 1)
 
     monkeypatch.setitem(READERS, "odim_comp", dataclasses.replace(READERS["odim_comp"], read=negative))
     assert "found -1" in take_in(domain, store, catalog).quarantined[0][1]

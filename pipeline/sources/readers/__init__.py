@@ -4,7 +4,9 @@ Each module offers a ``READER``: how a file name gives its time, and how a file 
 """
 
 from pipeline.sources.readers import bom_rainfields, fmi_pgm, knmi_hdf5, mch_gif, mrms_grib2, odim_comp
-from pipeline.sources.readers.contract import Reader
+from pipeline.sources.readers.contract import Reader, Reading
+
+__all__ = ["READERS", "Reader", "Reading"]
 
 READERS: dict[str, Reader] = {
     "bom_rainfields": bom_rainfields.READER,

@@ -15,17 +15,20 @@ from pyproj import CRS
 from pipeline.errors import BadInput
 from pipeline.grids import Grid
 from pipeline.sources.contract import RainField
-from pipeline.sources.readers.contract import Reader, check_shape, number, open_hdf5, text
+from pipeline.sources.readers.contract import Reader, Reading, check_shape, number, open_hdf5, text
+
+_METRES = {"km": 1000.0, "m": 1.0}
 
 
-def read(path: Path) -> RainField:
-    """Decode one accumulation to mm/h. Negative codes are not observed, 0 is dry."""
+def read(path: Path, reading: Reading = Reading()) -> RainField:
+    """Decode one accumulation to mm/h. Negative codes and the fill value are not observed, 0 is dry."""
     with open_hdf5(path) as file:
         data = file["precipitation"]
         if text(data.attrs["units"]) != "kg m-2":
             raise BadInput(f"{path.name}: expected precipitation in kg m-2, found {text(data.attrs['units'])!r}")
         rows, columns = check_shape(path, data.shape)
         raw = data[:]
+        fills = [number(data.attrs[key]) for key in ("_FillValue", "missing_value") if key in data.attrs]
         scale, offset = number(data.attrs["scale_factor"]), number(data.attrs["add_offset"])
         start, end = int(number(file["start_time"][()])), int(number(file["valid_time"][()]))
         if file["x"].shape != (columns,) or file["y"].shape != (rows,) or min(rows, columns) < 2:
@@ -33,13 +36,16 @@ def read(path: Path) -> RainField:
                 f"{path.name}: x {file['x'].shape} and y {file['y'].shape} do not fit {rows} x {columns} cells"
             )
         x, y = file["x"][:], file["y"][:]
-        metres = {"km": 1000.0, "m": 1.0}[text(file["x"].attrs["units"])]
+        metres = _METRES.get(unit := text(file["x"].attrs["units"]), 0.0)
         mapping = {k: v for k, v in file["proj"].attrs.items() if k != "_Netcdf4Dimid"}
+    if not metres:
+        raise BadInput(f"{path.name}: expected x in {' or '.join(_METRES)}, found {unit!r}")
     hours = (end - start) / 3600
     if not 0 < hours <= 24:
         raise BadInput(f"{path.name}: accumulation from {start} to {end} s is not a period of at most a day")
     rate = (raw.astype(np.float32) * scale + offset) / hours
-    rate[raw < 0] = np.nan  # _FillValue -1, and -2, which no attribute explains
+    # _FillValue -1, and -2, which no attribute explains
+    rate[(raw < 0) | (rate < 0) | np.isin(raw, fills)] = np.nan
     if y[0] < y[-1]:
         rate, y = rate[::-1], y[::-1]
     cf = {k: text(v) if isinstance(v, bytes) else np.asarray(v).squeeze().tolist() for k, v in mapping.items()}

@@ -3,19 +3,18 @@
 dBZ = (value - 64) / 2; 0 is no echo (-32 dBZ), the largest value is outside. Metadata stand in header comments.
 """
 
-import gzip
 import re
-import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from pyproj import Transformer
+from pyproj.exceptions import CRSError, ProjError
 
 from pipeline.errors import BadInput
 from pipeline.grids import Grid
 from pipeline.sources.contract import RainField
-from pipeline.sources.readers.contract import MAX_CELLS, Reader, check_shape
+from pipeline.sources.readers.contract import Reader, Reading, check_shape, unzipped
 
 # 0.1 mm/h lies far above the sensitivity of a reflectivity composite
 _SMALLEST_RATE_MM_H = 0.1
@@ -23,9 +22,9 @@ _SMALLEST_RATE_MM_H = 0.1
 _SPHERE = "+a=6371288 +b=6371288"
 
 
-def read(path: Path) -> RainField:
+def read(path: Path, reading: Reading = Reading()) -> RainField:
     """Decode one composite to dBZ."""
-    raw = _unzip(path)
+    raw = unzipped(path)
     match = re.match(rb"P5\s(?P<comments>(?:#[^\n]*\n)+)(?P<width>\d+) (?P<height>\d+)\n(?P<top>\d+)\n", raw)
     if match is None:
         raise BadInput(f"{path.name}: expected a P5 PGM with header comments, found {raw[:16]!r}")
@@ -54,22 +53,13 @@ def read(path: Path) -> RainField:
         west, south = to_grid.transform(float(header["bottomleft"][0]), float(header["bottomleft"][1]))
         east, north = to_grid.transform(float(header["topright"][0]), float(header["topright"][1]))
         stated = float(header["metersperpixel_x"][0])
-    except (KeyError, ValueError, IndexError) as err:
+    except (KeyError, ValueError, IndexError, CRSError, ProjError) as err:
         raise BadInput(f"{path.name}: the header lacks or garbles {err}; it has {', '.join(header)}") from err
     dx, dy = (east - west) / columns, (north - south) / rows
     if not abs(dx - stated) < 0.001 * stated:
         raise BadInput(f"{path.name}: corners give {dx:.1f} m per pixel, the header says {stated:.1f} m")
     grid = Grid(crs, (rows, columns), west + dx / 2, north - dy / 2, dx, dy)
     return RainField(dbz, "reflectivity", grid, time, _SMALLEST_RATE_MM_H)
-
-
-def _unzip(path: Path) -> bytes:
-    """Decompressed bytes, never more than a composite can hold."""
-    try:
-        with gzip.open(path, "rb") as file:
-            return file.read(MAX_CELLS)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as err:
-        raise BadInput(f"{path.name}: not a whole gzip file: {err}") from err
 
 
 READER = Reader(re.compile(r"(?P<time>\d{12})_fmi\.radar\.composite\.\w+\.pgm\.gz"), "%Y%m%d%H%M", read)

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.errors import BadInput
 from pipeline.grids import Grid
 from pipeline.sources.contract import RainField
-from pipeline.sources.readers.contract import Reader, check_shape
+from pipeline.sources.readers.contract import Reader, Reading, check_shape, decoding
 
 _PER_HOUR = 12.0
 _LOWEST, _OUTSIDE = 2, 251
@@ -31,15 +31,12 @@ def _rates() -> np.ndarray:
     return rate.astype(np.float32)
 
 
-def read(path: Path) -> RainField:
+def read(path: Path, reading: Reading = Reading()) -> RainField:
     """Decode one composite to mm/h."""
-    try:
-        with Image.open(path, formats=["GIF"]) as image:
-            check_shape(path, (image.height, image.width))
-            comment = image.info.get("comment", b"").decode("ascii", errors="replace")
-            mode, index = image.mode, np.array(image)
-    except (OSError, EOFError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as err:
-        raise BadInput(f"{path.name}: not a whole GIF: {err}") from err
+    with decoding(path, "a whole GIF"), _open(path) as image:
+        check_shape(path, (image.height, image.width))
+        comment = image.info.get("comment", b"").decode("ascii", errors="replace")
+        mode, index = image.mode, np.array(image)
     if mode != "P" or index.shape != _SHAPE:
         raise BadInput(f"{path.name}: expected a palette image of {_SHAPE}, found mode {mode} of {index.shape}")
     found = re.search(r"PRDT=AQC(\d{9}) SCALE=(\w+)", comment)
@@ -47,10 +44,18 @@ def read(path: Path) -> RainField:
         raise BadInput(
             f"{path.name}: expected product AQC on scale mmh2LASSEN8bitmm_mn, found comment {comment[:120]!r}"
         )
-    time = datetime.strptime(found.group(1), "%y%j%H%M").replace(tzinfo=UTC)
+    with decoding(path, "a composite with a time in its comment"):
+        time = datetime.strptime(found.group(1), "%y%j%H%M").replace(tzinfo=UTC)
     rates = _rates()
     grid = Grid("EPSG:21781", _SHAPE, _WEST_EDGE + _CELL / 2, _NORTH_EDGE - _CELL / 2, _CELL, _CELL)
     return RainField(rates[index], "rain_rate", grid, time, float(rates[_LOWEST]), 3600 / _PER_HOUR)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=["GIF"])
+    except Image.DecompressionBombError as err:
+        raise BadInput(f"{path.name}: more pixels than a composite has: {err}") from err
 
 
 READER = Reader(re.compile(r"AQC(?P<time>\d{9})[A-Z]_\d{5}\.\d{3}\.gif"), "%y%j%H%M", read)
