@@ -67,10 +67,12 @@ format: $(VENV)/.installed-dev
 benchmarks: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest tests/benchmarks -s
 
-# 24 simulated hours under faults (20 minutes), then an hour through `nowcast up`; SEED replays one
+# 24 simulated hours under faults (25 minutes), 6 with a catalog in PostgreSQL (which must be installed), then an hour
+# through `nowcast up`; SEED replays one
 SEED ?= 1
 soak: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.soak.day --seed $(SEED) --hours 24
+	$(VENV)/bin/python -m tests.soak.day --seed $(SEED) --hours 6 --kills 6 --catalog postgresql
 	$(VENV)/bin/python -m tests.soak.hour --seed $(SEED) --minutes 60
 
 clean:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+Fault = str | float | Callable[[BaseHTTPRequestHandler], None]
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing-secret",
@@ -89,15 +90,16 @@ class FaultyProxy:
     Attributes:
         faults: what happens to the next requests, in order: "pass", "cut" (half of the body), "flip" (a byte of the
             body is another), "lost" (the server gets the request, the client no answer), "unconditional" (without the
-            conditions of a write), or a function that answers. When they are used up, ``then`` happens to all.
+            conditions of a write), a number (of seconds that the answer takes), or a function that answers. When they
+            are used up, ``then`` happens to all.
         choose: if it is given, says what happens to a request, by its method and path.
         seen: (method, path) of every request.
     """
 
     def __init__(self, endpoint: str) -> None:
-        self.faults: list[str | Callable[[BaseHTTPRequestHandler], None]] = []
-        self.then: str | Callable[[BaseHTTPRequestHandler], None] = "pass"
-        self.choose: Callable[[str, str], str | Callable[[BaseHTTPRequestHandler], None]] | None = None
+        self.faults: list[Fault] = []
+        self.then: Fault = "pass"
+        self.choose: Callable[[str, str], Fault] | None = None
         self.seen: list[tuple[str, str]] = []
         proxy, upstream = self, urlsplit(endpoint).netloc
         lock = threading.Lock()
@@ -115,7 +117,7 @@ class FaultyProxy:
                     if proxy.choose is not None:
                         fault = proxy.choose(self.command, self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if not isinstance(fault, str):
+                if callable(fault):
                     fault(self)
                     return
                 connection = http.client.HTTPConnection(upstream, timeout=30)
@@ -126,6 +128,8 @@ class FaultyProxy:
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()
+                if isinstance(fault, float):  # the server has done it at once
+                    time.sleep(fault)
                 if fault == "lost":
                     dropped(self)
                     return

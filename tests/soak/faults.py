@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline import times
 from pipeline.domain import Domain
+from pipeline.settings import Settings
 from pipeline.sources.synthetic import SyntheticRain
 from pipeline.sources.synthetic_radars import RadarNetwork
 from tests.simulation import Script, arrive, composite
@@ -57,3 +58,25 @@ def script_of_faults(
         if fault == "other bytes":  # the same key again, now damaged
             script.at(time + timedelta(seconds=delay), arrive(path, content[:-200]))
     return happened
+
+
+class Flips:
+    """Damage to the archive: a byte of the newest frame is another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folders = [settings.root / "archive" / name for name in sorted(settings.domains)]
+        self.count = 0
+
+    def flip(self, time: datetime) -> None:
+        """Of each domain in turn."""
+        folder = self._folders[self.count % len(self._folders)]
+        frames = list(folder.glob("**/frames/c/*/0/0/0"))
+        if not frames:
+            return
+        newest = max(frames, key=lambda path: (path.parents[5], int(path.parents[2].name)))
+        content = newest.read_bytes()
+        middle = len(content) // 2
+        temporary = newest.with_name("flipped")
+        temporary.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        temporary.replace(newest)
+        self.count += 1

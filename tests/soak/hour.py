@@ -24,8 +24,8 @@ from pipeline.catalog import Catalog
 from pipeline.settings import load
 from tests.simulation import Script
 from tests.soak.checks import check_root, cycles, equal_where_inputs_are
-from tests.soak.day import GRID, PATTERN, generate, settings_of
 from tests.soak.faults import script_of_faults
+from tests.soak.feeds import GRID, PATTERN, generate, settings_of
 
 # per hour: SIGKILL of the live process and of Prefect's server, and a pause of the live process beyond its lease
 EVENTS = {"kill live": 4, "kill server": 2, "pause live": 1}
@@ -80,7 +80,7 @@ def soak(folder: Path, seed: int, minutes: float) -> dict:
     rng = np.random.default_rng(seed)
     start = datetime.now(UTC)
     end = start + timedelta(minutes=minutes)
-    files = generate(folder, start - timedelta(minutes=60), end)
+    files = generate(folder, [(start - timedelta(minutes=60), end)])
     script, happened = Script(), Counter()
     for name, of_feed in files.items():
         for root in ("faulty", "clean"):
