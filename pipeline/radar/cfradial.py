@@ -1,15 +1,17 @@
 """CfRadial files: rays of unequal length made rectangular, as xradar needs them, and the range in metres."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import h5py
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.radar.formats import Readable, netcdf_engine
+from pipeline.radar.formats import Readable, netcdf_engine, text
 from pipeline.radar.moments import FLUCTUATION, RHOHV, reflectivity_moment
 
 # a variable of ours: 1 where a ray has a gate, 0 behind its end, where nothing was measured
@@ -40,6 +42,25 @@ def rectangular(path: Path, name: str, max_bytes: int) -> Iterator[Readable]:
     with TemporaryDirectory(prefix="volume-") as folder:
         copy = Path(folder) / "volume"
         filled.to_netcdf(copy, engine="h5netcdf")
+        yield Readable(copy)
+
+
+@contextmanager
+def in_metres(path: Path) -> Iterator[Readable]:
+    """A CfRadial 2 file; or, if a range is in km, a copy in metres: xradar calls it metres whatever it says."""
+    with h5py.File(path, "r") as file:
+        ranges = [f"{group}/range" for group in ("", *file) if f"{group}/range" in file]
+        wrong = [key for key in ranges if text(file[key].attrs.get("units", b"m")).strip().lower() in _KILOMETRES]
+    if not wrong:
+        yield Readable(path)
+        return
+    with TemporaryDirectory(prefix="volume-") as folder:
+        copy = Path(folder) / "volume"
+        shutil.copyfile(path, copy)
+        with h5py.File(copy, "r+") as file:
+            for key in wrong:
+                file[key][...] = file[key][...] * 1000
+                file[key].attrs["units"] = np.bytes_("meters")
         yield Readable(copy)
 
 

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import StoreUnavailable, machine_fault
 from pipeline.radar.volume import Floats, Sweep, Volume
 
 # cells of the map: elevations that are the same, degrees, and metres of range as far as ground echo is common
@@ -112,6 +112,8 @@ def _read(path: Path, changed_ns: int) -> ClutterMap:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as err:
         if isinstance(err, FileNotFoundError):
             raise
+        if fault := machine_fault(err):  # the map may be sound: it is not to be removed
+            raise StoreUnavailable(f"the clutter map {path} cannot be read now: {fault}") from err
         raise StoreUnavailable(f"the clutter map {path} cannot be read: {err}; remove it or make it again") from err
 
 

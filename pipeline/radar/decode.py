@@ -12,7 +12,7 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.radar.cfradial import HAS_GATE, range_in_metres, rectangular
+from pipeline.radar.cfradial import HAS_GATE, in_metres, range_in_metres, rectangular
 from pipeline.radar.formats import (
     Readable,
     check_sizes,
@@ -110,6 +110,8 @@ def _readable(path: Path, kind: str, name: str, options: DecodeOptions) -> Abstr
         return needed_part(path, name, options.site is not None, options.rstart_unit)
     if kind == "cfradial1":
         return rectangular(path, name, options.max_bytes)
+    if kind == "cfradial2":
+        return in_metres(path)
     return nullcontext(Readable(path, announced_sweeps(path) if kind == "iris" else 0))
 
 
@@ -128,7 +130,10 @@ def _volume(
     names = dict(zip(keys, readable.names or keys, strict=True))
     for key in _part(keys, tree, name, options):
         try:
-            sweep = _sweep(tree[key].to_dataset(), kind, nominal, options)
+            number = int(key.rpartition("_")[2])
+            gates = readable.gates[number] if number < len(readable.gates) else 0
+            data = tree[key].to_dataset()
+            sweep = _sweep(data.isel(range=slice(0, gates)) if gates else data, kind, nominal, options)
         except BadInput as err:
             defects.append(f"{names[key]}{err}")
             continue

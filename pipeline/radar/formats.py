@@ -29,6 +29,8 @@ class Readable:
         defects: what was left out because it is damaged, or the radar says that it is of no use.
         unused: what was left out because it is no map of reflectivity.
         names: what the file calls the sweeps; empty if nothing.
+        gates: of reflectivity, by the number of the sweep; what is filled up behind them was not measured. 0 or none:
+            all of them.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Readable:
     defects: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    gates: tuple[int, ...] = ()
 
 
 def pass_machine_fault(err: BaseException, name: str) -> None:

@@ -57,6 +57,8 @@ def whole_part(path: Path, name: str, max_bytes: int) -> Iterator[Readable]:
             if not radials:
                 raise BadInput(f"{name}: the file is cut off or damaged: it holds no sweep, not even one radial")
             marks = _missing_marks(radials)
+            first = [r for r in radials if marks.get(r.status_at, r.status) in _FIRST]
+            gates = tuple(_gates_of_reflectivity(data, radial) for radial in first)
             # what fills up the end of a file is no loss
             lost = max(kept[-1][1], len(data[kept[-1][1] :].rstrip(b"\0")) + kept[-1][1]) - sum(e - s for s, e in kept)
             if marks or kept != [(0, len(data))]:
@@ -69,7 +71,7 @@ def whole_part(path: Path, name: str, max_bytes: int) -> Iterator[Readable]:
             if lost:
                 defects.append(f"{lost} bytes that are no whole radials are left out")
         ended = radials[-1].status == END_OF_VOLUME  # else the strategy says how many sweeps there should be
-        yield Readable(plain, 0 if ended else None, tuple(defects))
+        yield Readable(plain, 0 if ended else None, tuple(defects), gates=gates)
 
 
 def _unpack(path: Path, target_path: Path, budget: Budget, defects: list[str]) -> bool:
@@ -159,6 +161,17 @@ def _radial(data: mmap.mmap, start: int) -> _Radial | None:
     if not (sound and end <= len(data) and clock <= _DAY_MS and status & 0x7F <= 5 and 1 <= number <= 64):
         return None
     return _Radial(start, end, at, status & 0x7F, number)
+
+
+def _gates_of_reflectivity(data: mmap.mmap, radial: _Radial) -> int:
+    """How many gates of reflectivity a radial has; 0 if it does not say. xradar adds as many as velocity has more."""
+    body = radial.start + MESSAGE_HEADER
+    if data[radial.start + 15] == 1:
+        return int(struct.unpack_from(">H", data, body + 26)[0])
+    for pointer in struct.unpack_from(">9I", data, body + 32):
+        if data[body + pointer : body + pointer + 4] == b"DREF" and body + pointer + 10 <= radial.end:
+            return int(struct.unpack_from(">H", data, body + pointer + 8)[0])
+    return 0
 
 
 def _other_end(data: mmap.mmap, start: int) -> int:
