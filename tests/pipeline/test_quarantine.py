@@ -1,5 +1,6 @@
 """Review of the quarantine: list, keep, drop, retry; what the catalog and the journal know of it afterwards."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -76,8 +77,7 @@ def test_retry_hands_it_to_the_next_ingest(domain, store, catalog, monkeypatch, 
     quarantine.review("retry", [BAD], store, catalog, {"brisbane": domain}, NOW)
     with monkeypatch.context() as patch:  # a decoder that was mended
         reader, whole = READERS["bom_rainfields"], sample_data / "bom_66_prcp-c10_20201031"
-        mended = type("Mended", (), {"pattern": reader.pattern, "time_of": staticmethod(reader.time_of)})
-        mended.read = staticmethod(lambda path: reader.read(whole / path.name))
+        mended = dataclasses.replace(reader, read=lambda path, reading: reader.read(whole / path.name, reading))
         patch.setitem(READERS, "bom_rainfields", mended)
         assert ingest(domain, store, catalog, START, END, NOW).framed == 1
     assert states(catalog)[BAD] == "framed"

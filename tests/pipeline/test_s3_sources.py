@@ -398,8 +398,8 @@ def test_a_volume_that_kills_its_process_is_quarantined_and_the_rest_goes_on(fol
     domain = feed(folder, processes=2)
     listing = VolumeFiles.list
 
-    def with_a_killer(self, start, end):
-        refs = listing(self, start, end)
+    def with_a_killer(self, start, end, **others):
+        refs = listing(self, start, end, **others)
         return [refs[0], killer(refs[1]), *refs[2:]]
 
     monkeypatch.setattr(VolumeFiles, "list", with_a_killer)
