@@ -59,10 +59,12 @@ def in_words(err: BaseException) -> str:
     said = str(err)
     if cut := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", said):
         return f"the file is cut off: {cut[1]} of {cut[2]} bytes are there"
+    if block := re.search(r"Blob ID (\d+) not found", said):
+        return f"the file is cut off or damaged: block {block[1]} of its data is missing"
     if isinstance(err, EOFError) or re.search(_CUT_OFF, said):
         return "the file is cut off"
     if re.search(_NO_SWEEP, said):
-        return "it holds no sweep"
+        return "it holds no whole sweep: it is cut off, or empty"
     return "the file is damaged inside"
 
 

@@ -326,7 +326,7 @@ def test_a_clutter_map_that_cannot_be_read_now_is_not_to_be_removed(tmp_path, mo
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("pipeline.radar.clutter.np.load", fail)
-    with pytest.raises(StoreUnavailable, match="cannot be read now: Input/output error$"):
+    with pytest.raises(StoreUnavailable, match=r"cannot be read now: Input/output error$"):
         read_map(tmp_path, "west")
     monkeypatch.undo()
     assert read_map(tmp_path, "west") == ClutterMap()
