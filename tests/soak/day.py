@@ -30,7 +30,7 @@ from tests.soak.bucket import failing_bucket
 from tests.soak.checks import check_root, cycles, equal_where_inputs_are
 from tests.soak.faults import Flips, script_of_faults
 from tests.soak.feeds import generate, settings_of
-from tests.soak.healthy import check_quarantine, check_reasons
+from tests.soak.healthy import check_quarantine, check_reasons, overlooked
 from tests.soak.schedule import Schedule
 from tests.soak.supervisor import Supervisor
 
@@ -156,8 +156,9 @@ def _soak(settings: Settings, folder: Path, plan: Plan, seed: int, kills: int) -
     for name in settings.domains:
         summary[name] = check_root(settings, name, plan.start, plan.end)
         check_reasons(cycles(catalog, name), supervisor.reported)
-        whole = {file: content for file, _, content in files[name]}
-        summary[name]["in_quarantine"] = check_quarantine(store, catalog, name, folder / "feed-faulty" / name, whole)
+        feed, whole = folder / "feed-faulty" / name, {file: content for file, _, content in files[name]}
+        summary[name]["overlooked"] = overlooked(catalog, settings.domain(name), feed, whole)
+        summary[name]["in_quarantine"] = check_quarantine(store, catalog, name, feed, whole)
         summary[name]["equal_to_backfill"] = equal_where_inputs_are(settings, clean, name)
     equal = sum(summary[name]["equal_to_backfill"]["equal"] for name in settings.domains)
     assert equal, "no forecast had the input of the day without faults"
