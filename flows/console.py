@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.errors import NotForecast, NowcastError, SettingsError, StoreUnavailable
+from pipeline.errors import NotForecast, NowcastError, SettingsError, StoreUnavailable, machine_fault
 
 # where nobody watches, as in a log or a pipe, tables get room
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -44,6 +44,11 @@ def errors_to_exit_codes() -> Iterator[None]:
         _fail(error, Exit.USAGE)
     except NowcastError as error:
         _fail(error, Exit.PARTLY)
+    except OSError as error:
+        fault = "" if isinstance(error, BrokenPipeError) else machine_fault(error)
+        if not fault:
+            raise
+        _fail(StoreUnavailable(f"{error.filename or 'the machine'}: {fault}"), Exit.UNREACHABLE)
     except KeyboardInterrupt:
         err.print("[red]interrupted:[/] what was finished stands; the same command goes on from there")
         raise typer.Exit(Exit.INTERRUPTED) from None
@@ -133,6 +138,7 @@ def report_lines(report: Any) -> list[str]:
         i = report.ingest
         rest = f", {i.duplicates} duplicates" * bool(i.duplicates) + f", {i.off_axis} off the axis" * bool(i.off_axis)
         rest += f", {i.partial} partial volumes" * bool(i.partial)
+        rest += f", {len(i.left_alone)} of other quantities" * bool(i.left_alone)
         lines.append(
             f"ingest   {i.framed} new frames, {i.unchanged} known, {len(i.quarantined)} unusable{rest}"
             + seconds.get("ingest", "")

@@ -27,8 +27,9 @@ from flows.prefect_link import prefect_environment, server_answers
 from pipeline.catalog import Catalog
 from pipeline.errors import RootInUse, SettingsError, StoreUnavailable
 from pipeline.heartbeat import first_issued
+from pipeline.processes import process_lives
 from pipeline.settings import Settings
-from pipeline.storage import open_store, process_lives
+from pipeline.storage import open_store
 
 DEPLOYMENTS = Path(__file__).parents[1] / "infra" / "prefect.yaml"
 POOL = "nowcast"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.disk import GB, Disk
 from pipeline.domain import Domain
+from pipeline.errors import SOFTWARE_FAULT
 from pipeline.feed_health import COMPOSITE, Feed
 from pipeline.frames.correlation import FROZEN
 from pipeline.settings import Alerts
@@ -74,6 +75,22 @@ def fallback(domain: Domain, timeline: Timeline, alerts: Alerts) -> Iterator[Fin
         yield Finding(domain.name, "fallback", "", "bad", f"{row} forecasts by {asked}: {newest.reason}")
     else:
         yield Finding(domain.name, "fallback", "", "unclear")
+
+
+def software_fault(domain: str, subject: str, text: str) -> Finding:
+    """Something failed that nobody foresaw; ``subject`` is the work in which it did."""
+    return Finding(domain, "software_fault", subject, "bad", text)
+
+
+def faulty_cycles(domain: Domain, timeline: Timeline) -> Iterator[Finding]:
+    """A forecast of the last day met a fault of the software: a fallback serves instead, or there is none."""
+    faulty = [cycle for cycle in timeline.cycles if SOFTWARE_FAULT in cycle.reason]
+    if not faulty:
+        yield Finding(domain.name, "software_fault", "nowcast", "good")
+        return
+    newest = f"{faulty[-1].reference_time:%Y-%m-%d %H:%M} UTC: {faulty[-1].reason}"
+    text = f"{len(faulty)} cycle{'s' * (len(faulty) > 1)} of the last day, the newest {newest}"
+    yield software_fault(domain.name, "nowcast", text)
 
 
 def silent_radars(

@@ -4,7 +4,7 @@ The rules are in ``pipeline.alert_rules``.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -76,7 +76,14 @@ class Told:
         }
 
 
-def check(settings: Settings, store: Store, catalog: Catalog, now: datetime, emit: Emit | None = None) -> list[Told]:
+def check(
+    settings: Settings,
+    store: Store,
+    catalog: Catalog,
+    now: datetime,
+    emit: Emit | None = None,
+    findings: Sequence[Finding] = (),
+) -> list[Told]:
     """Compare the catalog with the rules, and tell what is new.
 
     What stands is in the catalog, so that a restart repeats nothing. A webhook that does not take a message is tried
@@ -84,6 +91,7 @@ def check(settings: Settings, store: Store, catalog: Catalog, now: datetime, emi
 
     Args:
         emit: gets every event once, as a Prefect event for example.
+        findings: of others, beside those of the rules.
 
     Raises:
         StoreUnavailable: the catalog cannot be used.
@@ -91,9 +99,9 @@ def check(settings: Settings, store: Store, catalog: Catalog, now: datetime, emi
     with catalog.lease("alerts") as lease:
         if lease is None:
             return []
-        findings = list(_findings(settings, store, catalog, now))
+        every = [*_findings(settings, store, catalog, now), *findings]
         try:
-            told = _record(catalog, lease, findings, now)
+            told = _record(catalog, lease, every, now)
         except LeaseLost as err:
             log.warning("%s", err)
             return []
@@ -121,6 +129,7 @@ def _findings(settings: Settings, store: Store, catalog: Catalog, now: datetime)
         timeline, feed = read_timeline(catalog, domain, now), read_feed(settings, catalog, domain, now)
         yield from rules.no_forecast(domain, timeline, settings.alerts)
         yield from rules.fallback(domain, timeline, settings.alerts)
+        yield from rules.faulty_cycles(domain, timeline)
         yield from rules.silent_radars(domain, feed, timeline.since, now, settings.alerts)
         yield from rules.feed_fault(domain, feed, now)
         yield from rules.frozen_feed(domain, timeline)

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -16,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConditionFailed, StoreUnavailable
+from pipeline.errors import ConditionFailed, StoreUnavailable, reading
 from pipeline.objects import LARGEST_PUT, Bucket, ObjectInfo, conditional_writes, split_uri
 from pipeline.settings import Settings
-from pipeline.storage import Store, Stored, whole_lines, writing
+from pipeline.storage import Store, Stored, as_lines, whole_lines, writing
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +156,11 @@ class BucketStore(Store):
                     log.info("%s%s was changed by another process; it is read again", self.name, key)
         raise StoreUnavailable(f"{self.name}{key}: others changed it {ATTEMPTS} times while it was to be written")
 
-    def append_line(self, path: Path, time: datetime, entry: dict[str, Any]) -> None:
-        """An object of its own for each entry, since objects cannot grow; the same entry, told twice, is one."""
-        line = json.dumps(entry, sort_keys=True, default=str).encode()
-        name = f"{time:%Y%m%dT%H%M%S.%fZ}-{hashlib.sha256(line).hexdigest()[:16]}.json"
-        self.bucket.put(line + b"\n", f"{self.relative(path.with_suffix(''))}/{name}")
+    def append_lines(self, path: Path, time: datetime, *entries: dict[str, Any]) -> None:
+        """An object of its own, since objects cannot grow; the same entries, appended twice, are one."""
+        lines = as_lines(entries).encode()
+        name = f"{time:%Y%m%dT%H%M%S.%fZ}-{hashlib.sha256(lines.rstrip()).hexdigest()[:16]}.json"
+        self.bucket.put(lines, f"{self.relative(path.with_suffix(''))}/{name}")
 
     def read_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         """In the order of their times."""
@@ -290,8 +289,9 @@ def _identity(path: Path) -> tuple[str, ...]:
 def _etag_of(path: Path, mark: Path) -> str:
     """The version that a copy is; empty if there is none, or it is not the file that was marked."""
     try:
-        etag, *identity = mark.read_text().split()
-        return etag if tuple(identity) == _identity(path) else ""
+        with reading(mark):
+            etag, *identity = mark.read_text().split()
+            return etag if tuple(identity) == _identity(path) else ""
     except (FileNotFoundError, ValueError):
         return ""
 

@@ -6,7 +6,6 @@ SQLite is embedded, for one machine; PostgreSQL serves several (``pipeline.datab
 
 import logging
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -21,10 +20,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import database
+from pipeline import database, processes
 from pipeline.errors import BadInput, LeaseLost, StoreUnavailable
 from pipeline.settings import hide_secrets
-from pipeline.storage import process_lives
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +56,8 @@ volumes = _table(
         "size": sa.BigInteger,
         "sha256": sa.String(64),
         "arrived_at": sa.Float,
-        # framed, partial, duplicate, off_axis, future, unreadable; quarantined until somebody has looked at it, then
-        # reviewed, or dropped if its bytes are gone (pipeline.quarantine)
+        # framed, partial, duplicate, off_axis, left_alone, future, unreadable; quarantined until somebody has looked at
+        # it, then reviewed, or dropped if its bytes are gone (pipeline.quarantine)
         "state": sa.String(20),
         "reason": sa.Text,
         "radar": sa.String(40),
@@ -289,7 +287,7 @@ class Lease:
         self.name = name
         self.token = uuid.uuid4().hex
         self.lost = False
-        self.owner = f"{_machine()}:{os.getpid()}"
+        self.owner = f"{processes.machine()}:{os.getpid()}"
 
     def acquire(self) -> bool:
         """Take the lease if it is free, expired, or held by a process of this machine that has ended."""
@@ -466,18 +464,7 @@ def _other_schema(url: str, found: str) -> StoreUnavailable:
     return StoreUnavailable(f"the catalog {hide_secrets(url)} has schema {found}, this version uses {SCHEMA}; {advice}")
 
 
-def _machine() -> str:
-    """Where a process id means something: the host, its boot (two hosts may share a name) and the id namespace."""
-    try:
-        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
-    except OSError:
-        boot, space = "", ""
-    return f"{socket.gethostname()[:40]}/{boot}/{space}"
-
-
 def _ended_here(owner: str) -> bool:
     """Whether the owner was a process of this machine that no longer runs."""
     machine, _, pid = owner.rpartition(":")
-    if machine != _machine() or not pid.isdigit():
-        return False
-    return not process_lives(int(pid))
+    return processes.has_ended_here(machine, pid)

@@ -16,8 +16,8 @@ from multiprocessing import get_context, parent_process
 from pipeline import dask_cluster, logs, nowcast
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain
-from pipeline.errors import WorkerLost
-from pipeline.issue import Wanted, issue
+from pipeline.errors import NowcastError, WorkerLost
+from pipeline.issue import Wanted, issue, record_failure
 from pipeline.publish import Outcome
 from pipeline.settings import Settings
 from pipeline.storage import open_store
@@ -66,11 +66,13 @@ def issue_cycles(
             still = []
             for chunk in _chunks(held):
                 for outcome in worker.issue(chunk, kind, clock):
-                    if outcome.state == "held" and time.monotonic() < patience:
+                    if outcome.state != "held":
+                        patience = time.monotonic() + HELD_PATIENCE_S  # the other process is at work
+                        yield outcome
+                    elif time.monotonic() < patience:
                         still.append(outcome.reference_time)
-                        continue
-                    patience = time.monotonic() + HELD_PATIENCE_S  # the other process is at work
-                    yield outcome
+                    else:  # to abandon a cycle is no sign of work: those that are left are not waited for anew
+                        yield outcome
             held = still
 
 
@@ -146,12 +148,18 @@ class _Worker:
         self.catalog.close()
 
     def issue(self, reference_times: list[datetime], kind: str, clock: Clock) -> list[Outcome]:
-        """See ``pipeline.issue``; a failure of one is raised, since it will be the same for all."""
+        """See ``pipeline.issue``; a fault of the software is that of one cycle, which is recorded as skipped.
+
+        Raises:
+            NowcastError: what will be the same for all: the store, the settings.
+        """
         wanted = [Wanted(self.domain, time) for time in reference_times]
         outcomes = []
         for outcome in issue(self.store, self.catalog, self.loader.methods, wanted, kind, clock):
-            if outcome.error is not None:
+            if isinstance(outcome.error, NowcastError):
                 raise outcome.error
+            if outcome.error is not None:
+                outcome = record_failure(self.store, self.catalog, self.domain, outcome, kind, clock.now())
             outcomes.append(outcome)
         return outcomes
 

@@ -1,16 +1,21 @@
-"""The errors that a caller treats differently, and how a fault of the machine is told from one of the data.
+"""The errors that a caller treats differently; how faults of the machine, the data and the software are told apart.
 
 Everything else is a built-in.
 """
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 # what the system says of a path or of a position in a file, which a damaged file can bring about too
 _OF_DATA = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP})
+# of the reason of what failed for no reason that we foresaw
+SOFTWARE_FAULT = "a fault of the software"
+_OURS = Path(__file__).resolve().parents[1]
+_FRAMES_SHOWN = 4
 # how HDF5 passes on what the system said, in errors of any type
 _ERRNO = re.compile(r"\berrno = (\d+), error message = '([^']*)'")
 
@@ -25,6 +30,10 @@ class SettingsError(NowcastError):
 
 class BadInput(NowcastError):
     """A received file cannot be used. It is quarantined with this text; the rest goes on."""
+
+
+class OtherQuantity(BadInput):
+    """A received file is whole, but holds something else than the domain takes in. It is left alone with this text."""
 
 
 class DamagedFrame(NowcastError):
@@ -109,3 +118,20 @@ def reading(path: Path) -> Iterator[None]:
         if fault := machine_fault(err):
             raise StoreUnavailable(f"cannot read {path}: {fault}") from err
         raise
+
+
+def reason_of(err: BaseException) -> str:
+    """Why something failed, in one line to be recorded.
+
+    Of an error that nobody foresaw it is the type, the text and where it was raised: our innermost functions, the last
+    one first.
+    """
+    text = (str(err).splitlines() or [type(err).__name__])[0]
+    if isinstance(err, NowcastError):
+        return text
+    if fault := machine_fault(err):
+        return f"the machine failed: {fault}"
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if Path(frame.filename).is_relative_to(_OURS)]
+    places = [f"{Path(f.filename).relative_to(_OURS).as_posix()}:{f.lineno} {f.name}" for f in frames[-_FRAMES_SHOWN:]]
+    where = f" ({' < '.join(reversed(places))})" if places else ""
+    return f"{SOFTWARE_FAULT}: {type(err).__name__}: {text}{where}"

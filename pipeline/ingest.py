@@ -14,12 +14,15 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain, NativeGrid
-from pipeline.errors import BadInput, NowcastError, SettingsError
-from pipeline.frames.archive import Archive, FrameSource
+from pipeline.errors import BadInput, NowcastError, OtherQuantity, machine_fault
+from pipeline.feed_quantity import keep_one_quantity, overlap
+from pipeline.frames.archive import Archive
 from pipeline.frames.checks import frame_fault
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import ECHO, Frame, drizzle_floor, make_frame
 from pipeline.source_settings import PolarSource
 from pipeline.sources import RainField, Source, VolumeRef, open_source
+from pipeline.sources.gridded import GriddedFiles
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ class IngestResult:
     Attributes:
         defects: what is missing of the ``partial`` volumes, which are used.
         quarantined: keys with reasons, also of files that will be tried again.
+        left_alone: keys of whole files of another quantity or interval than is taken in, with reasons.
+        problems: of the source as a whole.
     """
 
     framed: int = 0
@@ -48,6 +53,13 @@ class IngestResult:
     partial: int = 0
     defects: list[str] = field(default_factory=list)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+    left_alone: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def warn(self, problem: str) -> None:
+        """Note a problem of the source, which is logged too."""
+        log.warning("%s", problem)
+        self.problems.append(problem)
 
 
 class LaterPerhaps(Exception):
@@ -91,13 +103,15 @@ def ingest(
         ingest_volumes(job, start, end, progress)
         return result
     source = open_source(domain)
-    listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE)
+    listed = source.list(start - AXIS_TOLERANCE, end + AXIS_TOLERANCE, warn=result.warn)
     refs = [
         ref for ref in nameable(job, listed) if start <= times.nearest_slot(ref.nominal_time, domain.cadence) <= end
     ]
     known = known_volumes(catalog, domain, start, end, now)
     fresh = [ref for ref in refs if (ref.key, ref.etag) not in known]
     result.unchanged = len(refs) - len(fresh)
+    if fresh and isinstance(source, GriddedFiles):
+        keep_one_quantity(source, domain, archive, fresh, store)
     for n, ref in enumerate(fresh):
         with store.scratch() as folder:
             _ingest_one(job, source, folder, ref)
@@ -177,6 +191,9 @@ def _ingest_one(job: Job, source: Source, folder: Path, ref: VolumeRef) -> None:
         log.warning("%s", err)
         job.result.quarantined.append((ref.key, str(err)))
         record(job, volume | {"state": err.state, "reason": str(err)})
+    except OtherQuantity as err:
+        job.result.left_alone.append((ref.key, str(err)))
+        record(job, volume | {"state": "left_alone", "reason": str(err)})
     except BadInput as err:
         quarantine(job, ref, volume, [path] if path else [], str(err))
 
@@ -193,9 +210,11 @@ def _fetch(source: Source, ref: VolumeRef, folder: Path) -> tuple[Path, str]:
 def _decode(source: Source, ref: VolumeRef, path: Path) -> RainField:
     try:
         return source.decode(path)
-    except (NowcastError, MemoryError):
+    except NowcastError:
         raise
     except Exception as err:
+        if fault := machine_fault(err):
+            raise LaterPerhaps("unreadable", f"{ref.key}: cannot be read: {fault}") from err
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
         log.exception("decoding %s failed", ref.key)
         raise BadInput(f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}") from err
@@ -207,13 +226,10 @@ def _frame(job: Job, ref: VolumeRef, volume: Row, slot: datetime, field: RainFie
     frame, removed = _checked_frame(ref, field, domain)
     volume = volume | {"measured_until": field.valid_time.timestamp()}
     coverage, offset = float(frame.observed.mean()), (ref.nominal_time - slot).total_seconds()
-    if field.interval_s > domain.cadence.total_seconds() and job.archive.source() is None:
-        raise SettingsError(
-            f"domains.{domain.name}.cadence_minutes = {domain.cadence_minutes}, but {ref.key} is a mean over "
-            f"{field.interval_s / 60:g} minutes: frames would overlap; the cadence must be at least as long"
-        )
+    if reason := overlap(domain, job.archive.source(), field):
+        raise OtherQuantity(f"{ref.key}: {reason}")
     grid = field.grid.coarsened(domain.grid.coarsen) if isinstance(domain.grid, NativeGrid) else field.grid
-    made_from = FrameSource(grid, drizzle_floor(field.smallest_rate_mm_h), field.interval_s)
+    made_from = FrameSource(grid, drizzle_floor(field.smallest_rate_mm_h), field.interval_s, field.parameter)
     row = {
         "domain": domain.name,
         "valid_time": times.seconds(slot),
@@ -282,8 +298,13 @@ def quarantine(job: Job, ref: VolumeRef, volume: Row, paths: Sequence[Path], rea
     for path in paths:
         try:
             checksum = _sha256(path)
-        except OSError:
+        except FileNotFoundError:
             continue  # it has left the source since; the reason is kept all the same
+        except OSError as err:  # its bytes must not be lost: the next ingest looks at it again
+            later = f"{ref.key}: cannot be kept: {machine_fault(err) or err}; {reason}"
+            job.result.quarantined.append((ref.key, later))
+            record(job, volume | {"state": "unreadable", "reason": later})
+            return
         target = job.store.quarantine(job.domain.name, path.name, checksum)
         with job.store.publish(target) as temporary:
             shutil.copyfile(path, temporary)

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from pipeline import catalog as tables
 from pipeline import times
+from pipeline.catalog import Row
 from pipeline.domain import Domain
-from pipeline.errors import AtWork
+from pipeline.errors import AtWork, StoreUnavailable, machine_fault
 from pipeline.ingest import AXIS_TOLERANCE, Job, known_volumes, nameable, quarantine, record, volume_row
 from pipeline.prepare import Prepared, prepare_all
 from pipeline.source_settings import PolarSource
@@ -42,7 +43,7 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     domain, source = job.domain, job.domain.source
     assert isinstance(source, PolarSource)
     reach = MOTION_REACH * domain.cadence + LONGEST_SCAN
-    listed = nameable(job, open_polar_source(domain).list(start - reach, end + AXIS_TOLERANCE))
+    listed = nameable(job, open_polar_source(domain).list(start - reach, end + AXIS_TOLERANCE, warn=job.result.warn))
     listed = [ref for ref in listed if ref.open_until is None or ref.open_until <= job.now]
     _compare_with_settings(domain, source, {ref.radar for ref in listed})
     first = start - domain.cadence - LONGEST_SCAN  # a volume is named before its low sweeps were measured
@@ -169,14 +170,26 @@ def _record_volume(job: Job, one: Prepared) -> datetime | None:
         job.result.quarantined.append((ref.key, one.reason))
         record(job, volume)
     elif one.state == "quarantined":
-        with job.store.scratch() as folder:
-            quarantine(job, ref, volume, open_polar_source(job.domain).files(ref, folder), one.reason)
+        _keep_bytes(job, ref, volume, one.reason)
     else:
         if one.state == "partial":
             job.result.partial += 1
             job.result.defects.append(f"{ref.key}: {one.reason}")
         record(job, volume)
     return slot
+
+
+def _keep_bytes(job: Job, ref: VolumeRef, volume: Row, reason: str) -> None:
+    """Quarantine a volume with its files; where these cannot be read now, the next ingest looks at it again."""
+    with job.store.scratch() as folder:
+        try:
+            paths = open_polar_source(job.domain).files(ref, folder)
+        except (OSError, StoreUnavailable) as err:
+            later = f"{ref.key}: cannot be kept: {machine_fault(err) or err}; {reason}"
+            job.result.quarantined.append((ref.key, later))
+            record(job, volume | {"state": "unreadable", "reason": later})
+            return
+        quarantine(job, ref, volume, paths, reason)
 
 
 def _make_frames(work: Work, start: datetime, end: datetime) -> None:

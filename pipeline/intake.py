@@ -14,7 +14,7 @@ from pipeline import logs
 from pipeline.catalog import Catalog
 from pipeline.cycles import end_with_parent
 from pipeline.domain import Domain
-from pipeline.errors import AtWork, NowcastError
+from pipeline.errors import AtWork, NowcastError, reason_of
 from pipeline.ingest import IngestResult, ingest
 from pipeline.settings import Settings
 from pipeline.source_settings import PolarSource
@@ -29,7 +29,7 @@ class Polled:
 
     Attributes:
         result: None if the feed could not be read.
-        fault: why.
+        fault: why; or what is wrong with the source as a whole.
     """
 
     domain: str
@@ -172,12 +172,13 @@ def _poll_in_process(domain: Domain, start: datetime, end: datetime, now: dateti
 def _poll(store: Store, catalog: Catalog, domain: Domain, start: datetime, end: datetime, now: datetime) -> Polled:
     with logs.log_context(domain=domain.name):
         try:
-            return Polled(domain.name, start, end, ingest(domain, store, catalog, start, end, now, patience_s=0.0))
+            result = ingest(domain, store, catalog, start, end, now, patience_s=0.0)
+            return Polled(domain.name, start, end, result, "; ".join(result.problems))
         except AtWork:  # what it leaves is there at the next look
             return Polled(domain.name, start, end, IngestResult())
         except NowcastError as err:
             fault = str(err)
         except Exception as err:  # of one feed; the others go on
             log.exception("taking in failed")
-            fault = f"{type(err).__name__}: {err}"
+            fault = reason_of(err)
         return Polled(domain.name, start, end, None, fault)

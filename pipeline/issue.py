@@ -4,7 +4,7 @@ import json
 import logging
 import time as stopwatch
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from pipeline import catalog as tables
 from pipeline import nowcast, publish, times
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.domain import Domain
-from pipeline.errors import LeaseLost, NotForecast, StoreUnavailable
+from pipeline.errors import LeaseLost, NotForecast, StoreUnavailable, machine_fault, reason_of
 from pipeline.frames.archive import Archive
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
@@ -103,8 +103,10 @@ def _guarded(step: Callable[..., "_Claimed | Outcome"], one: Wanted, *arguments:
         return Outcome(one.reference_time, "held", reason=str(err), domain=one.domain.name)
     except Exception as err:
         # a full disk or a bucket that is gone is no fault of ours, and its words say all
-        log.error("the cycle failed: %s", err, exc_info=None if isinstance(err, StoreUnavailable) else err)
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        reason, ours = reason_of(err), not isinstance(err, StoreUnavailable) and not machine_fault(err)
+        log.error("the cycle failed: %s", reason, exc_info=err if ours else None)
+        if not ours and not isinstance(err, StoreUnavailable):
+            err = StoreUnavailable(reason)
         return Outcome(one.reference_time, "failed", reason=reason, domain=one.domain.name, error=err)
 
 
@@ -148,6 +150,8 @@ def _claim(
     if sequence.is_frozen:
         log.warning("the feed is frozen: the oldest and the newest input frame are the same rain")
     methods = load(domain, sequence.source.grid.spacing_m)
+    if methods.is_unreadable and kind == "hindcast":  # it can wait for its model; users of a live cycle cannot
+        raise StoreUnavailable(methods.refused)
     return _Claimed(one, lease, sequence, methods, revision, stopwatch.perf_counter() - started)
 
 
@@ -155,12 +159,12 @@ def _forecast_and_publish(
     batch: Sequence[_Claimed], store: Store, catalog: Catalog, kind: str, clock: times.Clock
 ) -> Iterator[Outcome]:
     started = stopwatch.perf_counter()
-    made = nowcast.forecast([(one.wanted.domain, one.sequence) for one in batch], [one.methods for one in batch])
+    runs = nowcast.by_model([(one.wanted.domain, one.sequence) for one in batch], [one.methods for one in batch])
     share = (stopwatch.perf_counter() - started) / len(batch)
-    for one, forecast in zip(batch, made, strict=True):
+    for one, run in zip(batch, runs, strict=True):
         wanted = one.wanted
         with log_context(domain=wanted.domain.name, reference_time=times.iso(wanted.reference_time)):
-            outcome = _guarded(_publish, wanted, one, forecast, share, store, catalog, kind, clock)
+            outcome = _guarded(_publish, wanted, one, run, share, store, catalog, kind, clock)
             assert isinstance(outcome, Outcome)
             log.info("%s by %s", outcome.state, outcome.method)
             yield outcome
@@ -169,20 +173,32 @@ def _forecast_and_publish(
 def _publish(
     wanted: Wanted,
     one: _Claimed,
-    made: publish.Made,
-    forecast_s: float,
+    run: nowcast.ModelRun,
+    model_s: float,
     store: Store,
     catalog: Catalog,
     kind: str,
     clock: times.Clock,
 ) -> Outcome:
-    domain = wanted.domain
+    domain, started = wanted.domain, stopwatch.perf_counter()
+    made = nowcast.with_fallbacks((domain, one.sequence), one.methods, run)
+    forecast_s = model_s + stopwatch.perf_counter() - started
     model = model_key(made.frames.method, made.frames.model_checksum)
     quality = known_quality(domain, store, catalog, model, wanted.reference_time)
     places = places_of(domain, one.sequence.source.grid)
     stages = {"read": one.reading_s, "forecast": forecast_s}
     publication = publish.Publication(kind, one.revision, clock, wanted.cause, stages)
     return publish.publish(domain, store, catalog, one.lease, one.sequence, made, publication, places, quality)
+
+
+def record_failure(
+    store: Store, catalog: Catalog, domain: Domain, failed: Outcome, kind: str, now: datetime
+) -> Outcome:
+    """Record a cycle that failed by a fault of the software as skipped, with where that was raised."""
+    with catalog.lease(_lease_name(Wanted(domain, failed.reference_time), kind)) as lease:
+        if lease is None:
+            return replace(failed, state="held", error=None)
+        return publish.skip(domain, store, catalog, lease, failed.reference_time, kind, now, failed.reason, "failed")
 
 
 def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> InputSequence:
@@ -201,14 +217,30 @@ def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> In
     return replace(sequence, radars=own, radars_carried_on=carried, offsets_s=offsets)
 
 
-def give_up(store: Store, catalog: Catalog, domain: Domain, time: datetime, now: datetime, reason: str) -> Outcome:
-    """Record that the issued forecast of a cycle was missed, and why; unless it is there after all."""
-    with catalog.lease(_lease_name(Wanted(domain, time), "issued")) as lease:
-        if lease is None:
-            return Outcome(time, "held", reason="another process works on it", domain=domain.name)
-        standing = publish.recorded(catalog, domain, "issued", time)
-        if standing is not None and standing["state"] == "published":
-            return publish.outcome(standing, "unchanged")
-        if adopted := publish.adopt(domain, store, catalog, lease, time, "issued", 1):
-            return adopted
-        return publish.skip(domain, store, catalog, lease, time, "issued", now, reason, "given up")
+def give_up(
+    store: Store, catalog: Catalog, domain: Domain, missed: Mapping[datetime, str], now: datetime
+) -> dict[datetime, Outcome]:
+    """Record that the issued forecasts of cycles were missed, and why; of one that is there after all, nothing.
+
+    Args:
+        missed: reference times with reasons; all are recorded in one transaction.
+
+    Returns:
+        By reference time: skipped, unchanged or published (it was there), or held (another process works on it).
+    """
+    names = {time: _lease_name(Wanted(domain, time), "issued") for time in sorted(missed)}
+    outcomes: dict[datetime, Outcome] = {}
+    recorded = publish.recorded_all(catalog, domain, "issued", missed)
+    with catalog.leases(list(names.values())) as leases:
+        skipped: dict[datetime, tuple[Lease, str]] = {}
+        for time, name in names.items():
+            lease, row = leases.get(name), recorded.get(time)
+            if row is not None and row["state"] == "published":
+                outcomes[time] = publish.outcome(row, "unchanged")
+            elif lease is None:
+                outcomes[time] = Outcome(time, "held", reason="another process works on it", domain=domain.name)
+            elif adopted := publish.adopt(domain, store, catalog, lease, time, "issued", 1):
+                outcomes[time] = adopted
+            else:
+                skipped[time] = lease, missed[time]
+        return outcomes | publish.skip_all(domain, store, catalog, skipped, "issued", now, "given up")

@@ -1,5 +1,6 @@
 """When a live cycle starts, when it is given up, and why: pure rules, so that any clock can try them."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,22 +49,35 @@ def expected_radars(before: Sequence[Row]) -> set[str]:
     return {radar for radar, count in seen.items() if count >= min(ON_TIME, len(recent))}
 
 
-def decide(
-    domain: Domain, time: datetime, now: datetime, standing: Row | None, frames: Mapping[datetime, Row]
-) -> Decision:
+class Frames:
+    """Rows of a domain's frames by valid time, as far back as ``OF_FRAMES`` and the input of a forecast need."""
+
+    def __init__(self, rows: Mapping[datetime, Row]) -> None:
+        self.rows = rows
+        self._times = sorted(rows)
+
+    def get(self, time: datetime) -> Row | None:
+        """The row of an instant; None if it has no frame."""
+        return self.rows.get(time)
+
+    def before(self, time: datetime) -> list[Row]:
+        """The newest ``OF_FRAMES`` rows before an instant, the newest last."""
+        end = bisect_left(self._times, time)
+        return [self.rows[t] for t in self._times[max(0, end - OF_FRAMES) : end]]
+
+
+def decide(domain: Domain, time: datetime, now: datetime, standing: Row | None, frames: Frames) -> Decision:
     """What is to be done about the cycle of ``time``.
 
     Args:
         standing: its newest row in the catalog; None if nothing is recorded.
-        frames: rows of the domain's frames by valid time, as far back as ``OF_FRAMES`` and the input need.
     """
     rules = domain.lateness
     frame = frames.get(time)
     deadline, end = (time + timedelta(seconds=s) for s in (rules.deadline_s, rules.grace_s))
     lacking: set[str] = set()
     if frame is not None:
-        before = [frames[t] for t in sorted(frames) if t < time]
-        lacking = expected_radars(before) - {one["radar"] for one in own_inputs(frame)}
+        lacking = expected_radars(frames.before(time)) - {one["radar"] for one in own_inputs(frame)}
     if standing is not None and standing["state"] == "published":
         return _reissue(domain, time, now, standing, frames, end, lacking)
     if frame is None:
@@ -94,7 +108,7 @@ def _reissue(
     time: datetime,
     now: datetime,
     standing: Row,
-    frames: Mapping[datetime, Row],
+    frames: Frames,
     end: datetime,
     lacking: set[str],
 ) -> Decision:
@@ -102,7 +116,8 @@ def _reissue(
     if not domain.lateness.reissue or now > end + domain.cadence:
         return SETTLED
     inputs = [time - n * domain.cadence for n in range(domain.input_frames)]
-    changed = [t for t in inputs if t in frames and frames[t]["framed_at"] > standing["issue_time"]]
+    rows = {t: frames.get(t) for t in inputs}
+    changed = [t for t, row in rows.items() if row is not None and row["framed_at"] > standing["issue_time"]]
     if changed and (not lacking or now >= end):
         return Decision("due", f"reissue: {', '.join(map(times.iso, changed))} came or grew after the forecast")
     return WAIT if now <= end else SETTLED

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.domain import Domain
-from pipeline.errors import BadInput, NowcastError
+from pipeline.errors import BadInput, NowcastError, StoreUnavailable, machine_fault
 from pipeline.radar.clutter import FEWEST_VOLUMES, ClutterMap, map_path, write_map
 from pipeline.source_settings import PolarSource
 from pipeline.sources import open_polar_source
@@ -59,6 +59,8 @@ def learn_clutter(
                 counted.add(source.read(ref, Path(scratch)))
             read[ref.radar] = read.get(ref.radar, 0) + 1
         except (BadInput, OSError) as err:
+            if fault := machine_fault(err):  # a map of the few volumes that could be read must not replace a good one
+                raise StoreUnavailable(f"{ref.key} cannot be read: {fault}") from err
             log.warning("left out: %s", err)
         progress(n + 1, len(refs))
     learned = []

@@ -5,7 +5,8 @@ It decides by what the catalog holds, so that it may be ended at any time, and a
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,10 +16,10 @@ from pipeline import catalog as tables
 from pipeline import nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import NowcastError
+from pipeline.errors import NowcastError, StoreUnavailable, reason_of
 from pipeline.intake import Intake, Polled
 from pipeline.issue import Wanted, give_up, issue
-from pipeline.lateness import OF_FRAMES, Decision, decide
+from pipeline.lateness import OF_FRAMES, Decision, Frames, decide
 from pipeline.operations import Step, bare
 from pipeline.process_memory import give_back_freed
 from pipeline.publish import Outcome
@@ -34,8 +35,8 @@ LATE_REACH, LATE_EVERY = timedelta(days=1), timedelta(hours=1)
 # instants of a backlog that are taken in at once, so that the newest is never behind a long queue
 BACKLOG_INSTANTS = 6
 LONGEST_BACKLOG = timedelta(days=30)
-# cycles that are given up in one step
-GIVEN_UP_AT_ONCE = 10
+# cycles that are given up in one transaction, for which another writer may have to wait
+GIVEN_UP_AT_ONCE = 200
 # between two looks at a source that cannot be read
 FAULTY_POLL_S = 15.0
 # a look that takes longer is told as a fault
@@ -57,7 +58,7 @@ class Feed:
 
     Attributes:
         since: first instant that was to be forecast live.
-        first_open: every instant before is settled.
+        first_open: every instant before is settled, or is one of ``missed``.
         next_poll: when the source is looked at again.
         next_late: when the last day is looked over again.
         backlog: what is still to be taken in besides the newest, newest last.
@@ -72,6 +73,7 @@ class Feed:
         begun: when the look began that goes on, or was the last.
         newest_last: it was at the newest, not at the backlog.
         missed: instants to be given up, and what is known of the reason.
+        give_up_again: when that is tried, if the last time could not do it.
     """
 
     domain: Domain
@@ -91,6 +93,16 @@ class Feed:
     begun: datetime = times.EPOCH
     newest_last: bool = False
     missed: dict[datetime, Decision] = field(default_factory=dict)
+    give_up_again: datetime = times.EPOCH
+
+    def has_missed(self, now: datetime) -> bool:
+        """Whether there is something to be given up now."""
+        return bool(self.missed) and now >= self.give_up_again
+
+    @property
+    def first_unsettled(self) -> datetime:
+        """Every instant before was forecast, or was given up on record."""
+        return min(self.missed, default=self.first_open)
 
 
 class Live:
@@ -101,6 +113,7 @@ class Live:
         intake: takes in data.
         step: wraps the work on a batch, as in ``pipeline.operations``.
         after: called with the outcomes of each batch.
+        report: called with a domain and the fault of the software that was met in its work.
     """
 
     def __init__(
@@ -112,7 +125,9 @@ class Live:
         intake: Intake,
         step: Step = bare,
         after: Callable[[list[Outcome]], None] = lambda outcomes: None,
+        report: Callable[[str, str], None] = lambda domain, fault: None,
     ) -> None:
+        self._report = report
         self.settings, self.store, self.catalog, self.clock, self.intake = settings, store, catalog, clock, intake
         self._issue, self._after = step(self._issue_batch), after
         self._loader = nowcast.Loader(store, settings, catalog)
@@ -127,14 +142,16 @@ class Live:
             self._note(polled)
         now = self.clock.now()
         for feed in self.feeds:
-            self._poll(feed, now)
+            with self._isolated(feed, "to poll the feed"):
+                self._poll(feed, now)
         for polled in self.intake.finished():
             self._note(polled)
         now = self.clock.now()
         frames, cycles = self._facts(now)
         due = []
         for feed in (one for one in self.feeds if one.looked):
-            due += self._guarded(feed, frames[feed.domain.name], cycles[feed.domain.name], now)
+            with self._isolated(feed, "to decide what is due"):
+                due += self._due(feed, Frames(frames[feed.domain.name]), cycles[feed.domain.name], now)
         waiting = self._wait_for_others(due, now) if due else IDLE_S
         if not due and self._beside:
             self._shadow(self._beside.pop(0))
@@ -218,13 +235,13 @@ class Live:
 
     def _tell(self, feed: Feed, fault: str, now: datetime) -> None:
         """Tell the catalog how a look ended, and until where all is settled."""
-        settled = feed.first_open > feed.settled_until
+        settled = feed.first_unsettled > feed.settled_until
         if fault == feed.fault and not settled and now - feed.noted < NOTED_EVERY:
             return
         if fault != feed.fault:
             said = f"cannot be taken in: {fault}" if fault else "can be taken in again"
             log.warning("the feed of %s %s", feed.domain.name, said)
-        feed.fault, feed.noted, feed.settled_until = fault, now, max(feed.first_open, feed.settled_until)
+        feed.fault, feed.noted, feed.settled_until = fault, now, max(feed.first_unsettled, feed.settled_until)
         seconds = now.timestamp()
         told = {"fault_at": seconds, "fault": fault} if fault else {"polled_at": seconds, "fault_at": 0.0, "fault": ""}
         told["settled_until"] = times.seconds(feed.settled_until)
@@ -250,29 +267,32 @@ class Live:
                 cycles[row["domain"]][tables.from_seconds(row["reference_time"])] = row
         return frames, cycles
 
-    def _guarded(self, feed: Feed, frames: _Rows, cycles: _Rows, now: datetime) -> list[Wanted]:
-        """The newest due cycle of a feed; what is wrong with one feed does not stop the others."""
+    @contextmanager
+    def _isolated(self, feed: Feed, work: str) -> Iterator[None]:
+        """What is wrong with one feed does not stop the others; a store or catalog that is gone stops all."""
         try:
-            return self._due(feed, frames, cycles, now)
+            yield
+        except StoreUnavailable:
+            raise
         except NowcastError as err:
-            log.warning("%s: %s", feed.domain.name, err)
-        except Exception:
-            log.exception("deciding on %s failed", feed.domain.name)
-        return []
+            log.warning("%s: not done, %s: %s", feed.domain.name, work, err)
+        except Exception as err:
+            log.exception("%s: not done, %s", feed.domain.name, work)
+            self._report(feed.domain.name, reason_of(err))
 
-    def _due(self, feed: Feed, frames: _Rows, cycles: _Rows, now: datetime) -> list[Wanted]:
+    def _due(self, feed: Feed, frames: Frames, cycles: _Rows, now: datetime) -> list[Wanted]:
         """The newest due cycle; on the way what was missed is noted, and what is settled is closed."""
         domain = feed.domain
         decisions = {
             time: decide(domain, time, now, cycles.get(time), frames)
             for time in times.slots(feed.first_open, now, domain.cadence)
         }
-        feed.missed = {t: one for t, one in decisions.items() if one.state == "missed" and t >= feed.since}
+        feed.missed |= {t: one for t, one in decisions.items() if one.state == "missed" and t >= feed.since}
         waiting = [time for time, one in decisions.items() if one.state in {"wait", "due"}]
         following = max(decisions, default=feed.first_open - domain.cadence) + domain.cadence
-        feed.first_open = min([*feed.missed, *waiting], default=following)
+        feed.first_open = min(waiting, default=following)
         feed.retry = {time: again for time, again in feed.retry.items() if time >= feed.first_open}
-        feed.failure = {time: why for time, why in feed.failure.items() if time >= feed.first_open}
+        feed.failure = {time: why for time, why in feed.failure.items() if time >= feed.first_unsettled}
         due = [time for time in waiting if decisions[time].state == "due" and feed.retry.get(time, now) <= now]
         if not due:
             feed.due_since = None
@@ -282,40 +302,57 @@ class Live:
         return [Wanted(domain, max(due), cause, revise=cause.startswith("reissue"))]
 
     def _give_up_missed(self, now: datetime) -> bool:
-        """Record some of what was missed; whether there was any."""
-        feed = next((one for one in self.feeds if one.missed), None)
-        if feed is None:
-            return False
-        for time in sorted(feed.missed)[:GIVEN_UP_AT_ONCE]:
-            self._give_up(feed, time, feed.missed.pop(time), now)
-        return True
+        """Record some of what was missed; whether anything was."""
+        for feed in self.feeds:
+            if not feed.has_missed(now):
+                continue
+            before = len(feed.missed)
+            feed.give_up_again = now + RETRY  # unless it is done
+            with self._isolated(feed, "to give up what was missed"):
+                self._give_up(feed, sorted(feed.missed)[:GIVEN_UP_AT_ONCE], now)
+            if len(feed.missed) < before:
+                feed.give_up_again = now
+                return True
+        return False
 
-    def _give_up(self, feed: Feed, time: datetime, decision: Decision, now: datetime) -> None:
-        failure = feed.failure.pop(time, "")
-        if failure:
-            reason = f"it was tried until {times.iso(now)} and failed: {failure}"
-        else:
-            reason = decision.cause or self._why_no_frame(feed, time)
-        outcome = give_up(self.store, self.catalog, feed.domain, time, now, reason)
-        if outcome.state == "skipped":
-            log.warning("%s %s: no forecast: %s", feed.domain.name, times.iso(time), reason)
+    def _give_up(self, feed: Feed, reference_times: Sequence[datetime], now: datetime) -> None:
+        unknown = [t for t in reference_times if t not in feed.failure and not feed.missed[t].cause]
+        reasons = self._why_no_frames(feed, unknown) if unknown else {}
+        for time in reference_times:
+            if time in feed.failure:
+                reasons[time] = f"it was tried until {times.iso(now)} and failed: {feed.failure[time]}"
+            elif feed.missed[time].cause:
+                reasons[time] = feed.missed[time].cause
+        outcomes = give_up(self.store, self.catalog, feed.domain, reasons, now)
+        for time, outcome in outcomes.items():
+            if outcome.state != "held":  # by a process that works on it; it is looked at again
+                feed.missed.pop(time)
+                feed.failure.pop(time, None)
+        skipped = [time for time, outcome in sorted(outcomes.items()) if outcome.state == "skipped"]
+        if skipped:
+            period = f"{times.iso(skipped[0])} to {times.iso(skipped[-1])}" if skipped[1:] else times.iso(skipped[0])
+            reason = reasons[skipped[-1]]
+            log.warning("%s %s: no forecast in %d cycles: %s", feed.domain.name, period, len(skipped), reason)
 
-    def _why_no_frame(self, feed: Feed, time: datetime) -> str:
-        """What is known of a frame that never came."""
+    def _why_no_frames(self, feed: Feed, reference_times: Sequence[datetime]) -> dict[datetime, str]:
+        """What is known of frames that never came."""
         domain, v = feed.domain, tables.volumes.c
-        waited = f"no frame of {times.iso(time)} within {domain.lateness.grace_s / 60:g} minutes"
         row = self.catalog.read(sa.select(tables.feeds).where(tables.feeds.c.domain == domain.name))[0]
-        if row["fault"]:
-            return f"{waited}: {row['fault']}"
-        near = v.nominal_time.between(
-            times.seconds(time - domain.cadence / 2), times.seconds(time + domain.cadence / 2)
-        )
-        of_slot = sa.or_(v.slot == times.seconds(time), sa.and_(v.slot == 0, near))
-        query = sa.select(v.key, v.state, v.reason).where(v.domain == domain.name, of_slot)
-        came = self.catalog.read(query.order_by(v.seen_at.desc()).limit(3))
-        if not came:
-            return f"{waited}: nothing arrived for it"
-        return f"{waited}: {'; '.join(one['reason'] or one['key'] + ' ' + one['state'] for one in came)}"
+        half = domain.cadence / 2
+        first, last = times.seconds(min(reference_times) - half), times.seconds(max(reference_times) + half)
+        near = sa.or_(v.nominal_time.between(first, last), v.slot.between(first, last))
+        query = sa.select(v.key, v.state, v.reason, v.slot, v.nominal_time).where(v.domain == domain.name, near)
+        arrived: dict[datetime, list[str]] = defaultdict(list)
+        for volume in [] if row["fault"] else self.catalog.read(query.order_by(v.seen_at.desc())):
+            slot = volume["slot"] or times.seconds(
+                times.nearest_slot(tables.from_seconds(volume["nominal_time"]), domain.cadence)
+            )
+            arrived[tables.from_seconds(slot)].append(volume["reason"] or f"{volume['key']} {volume['state']}")
+        reasons = {}
+        for time in reference_times:
+            known = row["fault"] or "; ".join(arrived[time][:3]) or "nothing arrived for it"
+            reasons[time] = f"no frame of {times.iso(time)} within {domain.lateness.grace_s / 60:g} minutes: {known}"
+        return reasons
 
     def _wait_for_others(self, due: Sequence[Wanted], now: datetime) -> float:
         """Seconds to wait for domains whose frame of the same time is about to come, so that all go together."""
@@ -347,6 +384,9 @@ class Live:
                     log.warning("%s in shadow: %s", outcome.domain, outcome.reason)
         except NowcastError as err:
             log.warning("nothing is forecast in shadow: %s", err)
+        except Exception as err:  # the challenger harms nobody
+            log.exception("nothing is forecast in shadow")
+            self._report(wanted.domain.name, reason_of(err))
 
     def _issue_batch(self, wanted: Sequence[Wanted]) -> list[Outcome]:
         return list(issue(self.store, self.catalog, self._loader.methods, wanted, "issued", self.clock))
@@ -357,6 +397,8 @@ class Live:
         for outcome in outcomes:
             feed = feeds[outcome.domain]
             feed.due_since = None
+            for fault in outcome.faults:
+                self._report(outcome.domain, fault)
             feed.failure.pop(outcome.reference_time, None)
             if outcome.state == "published":
                 feed.retry.pop(outcome.reference_time, None)

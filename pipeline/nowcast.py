@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline import product, publish, times
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain, model_name
-from pipeline.errors import ModelRefused
+from pipeline.errors import ModelRefused, machine_fault, reason_of
 from pipeline.frames.grayscale import Pixels, pixel_of_rate
 from pipeline.frames.sequences import InputSequence
 from pipeline.promotion import Candidate, candidates
@@ -44,6 +44,7 @@ class Methods:
         model_name: of what forecasts.
         asked: of what should; another one if that cannot be used.
         refused: why there is no model, or another one.
+        is_unreadable: the model is refused since the machine cannot read it now; it may be whole.
     """
 
     model: "Forecaster | None"
@@ -54,6 +55,7 @@ class Methods:
     refused: str
     optical_flow: "Forecaster"
     last_frame: "Forecaster"
+    is_unreadable: bool = False
 
 
 class Loader:
@@ -83,14 +85,17 @@ class Loader:
         """
         there = candidates(self.catalog, domain)
         refused: list[str] = []
+        unreadable = False
         for one in there:
             loaded = self.of(domain, spacing_m, one)
             if not loaded.refused:
                 break
             refused.append(loaded.refused)
+            unreadable = unreadable or loaded.is_unreadable
         if not refused:
             return loaded
-        return replace(loaded, asked=model_name(there[0].name), refused="; ".join(refused))
+        asked, unreadable = model_name(there[0].name), unreadable
+        return replace(loaded, asked=asked, refused="; ".join(refused), is_unreadable=unreadable)
 
     def of(self, domain: Domain, spacing_m: float, one: Candidate) -> Methods:
         """One model for a domain, and its fallbacks."""
@@ -107,7 +112,7 @@ class Loader:
         from models.forecaster import Forecaster
 
         model: Forecaster | None = None
-        checksum, limits, refused = "", "", ""
+        checksum, limits, refused, is_unreadable = "", "", "", False
         try:
             if domain.model in ROVER:
                 scale = domain.scale
@@ -124,6 +129,10 @@ class Loader:
             refused = str(err)
             log.warning("model refused: %s", refused)
             model = None
+        except Exception as err:  # of this model; a fallback serves
+            refused, is_unreadable = f"{domain.model_name} cannot be loaded: {reason_of(err)}", bool(machine_fault(err))
+            log.error("model refused: %s", refused, exc_info=not is_unreadable)
+            model = None
         return Methods(
             model=model,
             model_name=domain.model_name,
@@ -133,6 +142,7 @@ class Loader:
             refused=refused,
             optical_flow=self._optical_flow,
             last_frame=self._last_frame,
+            is_unreadable=is_unreadable,
         )
 
     def _network(self, domain: Domain, spacing_m: float, wanted: str) -> "tuple[Forecaster, Any]":
@@ -164,7 +174,7 @@ class Loader:
         kind = (domain.cadence_minutes, spacing_m, domain.zr, domain.scale) if card.moving else ()
         key = (domain.model, card.checksum, *kind)
         if key not in self._forecasters:
-            method = _in_moving_frame(network, card, domain, spacing_m) if card.moving else network
+            method = _in_moving_frame(network, card, domain, spacing_m, settings.memory_mb) if card.moving else network
             self._forecasters[key] = Forecaster(
                 method,
                 device=settings.device,
@@ -186,14 +196,14 @@ def _area_matched(domain: Domain, spacing_m: float) -> Any:
     return AreaMatched(domain.cadence_minutes, spacing_m, tuple(levels), _rain_of(domain).steep)
 
 
-def _in_moving_frame(network: Any, card: Any, domain: Domain, spacing_m: float) -> Any:
+def _in_moving_frame(network: Any, card: Any, domain: Domain, spacing_m: float, memory_mb: int) -> Any:
     from models.calibration import Calibration
     from models.moving_frame import MovingFrame
 
     rain = _rain_of(domain)
     frames = int(card.training.get("input_frames", 0))
     calibration = Calibration.of_card(card.calibration) if card.calibration else None
-    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames, calibration)
+    return MovingFrame(network, domain.cadence_minutes, spacing_m, rain, frames, calibration, memory_mb)
 
 
 def _rain_of(domain: Domain) -> Any:
@@ -210,44 +220,48 @@ Item = tuple[Domain, InputSequence]
 _Run = tuple[Pixels, NDArray[np.bool_], dict[float, Pixels]]
 
 
-def forecast(items: Sequence[Item], methods: Sequence[Methods]) -> list[publish.Made]:
-    """Forecast a batch; one that fails does not harm its company.
+@dataclass(frozen=True)
+class ModelRun:
+    """What the model forecast for one item; or, with ``run`` None, why it did not."""
+
+    run: "_Run | None"
+    reason: str = ""
+
+
+def forecast(item: Item, methods: Methods) -> publish.Made:
+    """Forecast one item by the model, or by a fallback."""
+    return with_fallbacks(item, methods, by_model([item], [methods])[0])
+
+
+def by_model(items: Sequence[Item], methods: Sequence[Methods]) -> list[ModelRun]:
+    """Forecast a batch by the model; one that fails, whatever with, does not harm its company.
 
     Args:
         items: all of one shape and number of leads.
         methods: of each; all have the same model.
     """
-    reasons = [_why_not_model(of, sequence) for of, (_, sequence) in zip(methods, items, strict=True)]
-    ready = [n for n, reason in enumerate(reasons) if not reason]
-    networks: dict[int, _Run] = {}
+    runs = [ModelRun(None, _why_not_model(of, sequence)) for of, (_, sequence) in zip(methods, items, strict=True)]
     model = methods[0].model
     if model is not None:
-        made, failures = _try(model, [items[n] for n in ready], methods[0].model_name)
-        for n, network, failure in zip(ready, made, failures, strict=True):
-            if network is None:
-                reasons[n] = failure
-            else:
-                networks[n] = network
-    return [
-        _choose(domain, of, sequence, networks.get(n), reasons[n])
-        for n, (of, (domain, sequence)) in enumerate(zip(methods, items, strict=True))
-    ]
+        ready = [n for n, run in enumerate(runs) if not run.reason]
+        for n, run in zip(ready, _try(model, [items[n] for n in ready], methods[0].model_name), strict=True):
+            runs[n] = run
+    return runs
 
 
-def _try(
-    forecaster: "Forecaster", items: Sequence[Item], name: str, newest: int | None = None
-) -> tuple[list["_Run | None"], list[str]]:
+def _try(forecaster: "Forecaster", items: Sequence[Item], name: str, newest: int | None = None) -> list[ModelRun]:
     """Run a method on a batch; if that fails, one by one, so that a bad cycle does not harm its company."""
     if not items:
-        return [], []
+        return []
     try:
-        return list(_run(forecaster, items, newest)), [""] * len(items)
-    except (RuntimeError, MemoryError, ValueError) as err:
+        return [ModelRun(run) for run in _run(forecaster, items, newest)]
+    except Exception as err:
         log.exception("%s failed on %d cycles", name, len(items))
         if len(items) == 1:
-            return [None], [f"{name} failed: {(str(err).splitlines() or [type(err).__name__])[0]}"]
-    singly = [_try(forecaster, [item], name, newest) for item in items]
-    return [made[0] for made, _ in singly], [failures[0] for _, failures in singly]
+            foreseen = type(err) in {RuntimeError, MemoryError, ValueError}  # see Forecaster.predict
+            reason = (str(err).splitlines() or [type(err).__name__])[0] if foreseen else reason_of(err)
+            return [ModelRun(None, f"{name} failed: {reason}")]
+    return [_try(forecaster, [item], name, newest)[0] for item in items]
 
 
 def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
@@ -260,24 +274,22 @@ def _why_not_model(methods: Methods, sequence: InputSequence) -> str:
     return ""
 
 
-def _choose(
-    domain: Domain, methods: Methods, sequence: InputSequence, network: "_Run | None", reason: str
-) -> publish.Made:
+def with_fallbacks(item: Item, methods: Methods, by_model: ModelRun) -> publish.Made:
     """The fallback chain, the only place where it is decided."""
+    (domain, sequence), reason = item, by_model.reason
     present = [t not in sequence.missing_times for t in _instants(domain, sequence)]
     recent = next((n for n, there in enumerate(reversed(present)) if not there), len(present))
-    flow: _Run | None = None
-    flow_failure = "optical flow needs the two newest frames"
+    by_flow = ModelRun(None, "optical flow needs the two newest frames")
     if recent >= 2:
-        (flow,), (flow_failure,) = _try(methods.optical_flow, [(domain, sequence)], OPTICAL_FLOW, recent)
-    last = _run(methods.last_frame, [(domain, sequence)])[0]
-    method, checksum, chosen = methods.model_name, methods.model_checksum, network
+        by_flow = _try(methods.optical_flow, [item], OPTICAL_FLOW, recent)[0]
+    flow, last = by_flow.run, _run(methods.last_frame, [item])[0]
+    method, checksum, chosen = methods.model_name, methods.model_checksum, by_model.run
     if chosen is None:
         method, checksum, chosen = OPTICAL_FLOW, "", flow
     asked = methods.model_name == LAST_FRAME
     if chosen is None or asked:
         method, checksum, chosen = LAST_FRAME, "", last
-        reason = methods.refused if asked else "; ".join(text for text in (reason, flow_failure) if text)
+        reason = methods.refused if asked else "; ".join(text for text in (reason, by_flow.reason) if text)
     pixels, extrapolated, exceedance = chosen
     state = product.lead_states(pixels[:, 0], sequence.observed[-1], extrapolated)
     limits = methods.model_limits if checksum else ""

@@ -5,6 +5,7 @@ Each takes ``step``, a wrapper around its steps; bare it is the identity, in a f
 
 import dataclasses
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,16 @@ from pipeline import logs, nowcast, promotion, times
 from pipeline.catalog import Catalog
 from pipeline.cycles import issue_cycles
 from pipeline.domain import Domain
-from pipeline.errors import ModelRefused, NotForecast, NowcastError, SettingsError
+from pipeline.errors import (
+    SOFTWARE_FAULT,
+    ModelRefused,
+    NotForecast,
+    NowcastError,
+    SettingsError,
+    StoreUnavailable,
+    machine_fault,
+    reason_of,
+)
 from pipeline.ingest import IngestResult
 from pipeline.ingest import ingest as ingest_window
 from pipeline.learn_clutter import Learned
@@ -30,6 +40,8 @@ from pipeline.storage import Store, open_store
 from pipeline.verification.sums_files import VerifyResult
 from pipeline.verification.verify import verify as verify_window
 from pipeline.warnings.watch import deliver
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Step = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -378,8 +390,13 @@ def retrain(
         try:
             if not why_not and not work.plan.tunes:
                 evidence = step(retraining.compare)(work, progress)
-        except ModelRefused as err:
-            why_not = str(err)
+        except StoreUnavailable:
+            raise
+        except Exception as err:  # a verdict, or the next start would meet it again
+            if fault := machine_fault(err):
+                raise StoreUnavailable(f"the retraining of {domain_name} waits: {fault}") from err
+            log.error("the models were not compared", exc_info=not isinstance(err, ModelRefused))
+            why_not = reason_of(err)
         return step(retraining.conclude)(work, clock.now(), why_not, evidence)
 
 
@@ -413,8 +430,9 @@ def _ingest(
     result = ingest_window(domain, store, catalog, start, end, now, lambda done, total: progress("ingest", done, total))
     catalog.close()
     report.ingest = result
-    report.problems = [reason for _, reason in result.quarantined]
+    report.problems = [*result.problems, *(reason for _, reason in result.quarantined)]
     report.notes += [f"used as a part: {defect}" for defect in result.defects]
+    report.notes += [f"left alone: {reason}" for _, reason in result.left_alone]
     return report
 
 
@@ -442,13 +460,16 @@ def _issue(
         asked = promotion.in_use(catalog, domain)
     for reference_time, outcome in outcomes.items():
         report.notes += outcome.warnings
+        problems += outcome.faults
         states[outcome.state] += 1
         if outcome.state in {"skipped", "held"}:
             problems.append(f"{outcome.state} {times.iso(reference_time)}: {outcome.reason}")
             continue
         methods[outcome.method] += 1
         products.append(outcome.path)
-        if outcome.reason:
+        if outcome.state == "published" and SOFTWARE_FAULT in outcome.reason:
+            problems.append(f"{times.iso(reference_time)} by {outcome.method}: {outcome.reason}")
+        elif outcome.reason:
             notes[f"{outcome.method} instead of the model: {outcome.reason}"] += 1
         elif outcome.state == "unchanged" and outcome.method != asked:
             notes[f"stands as published by {outcome.method}, although the model is now {asked}"] += 1
@@ -471,8 +492,9 @@ def _has_page(settings: Settings, domain_name: str) -> bool:
 def _renew_view(settings: Settings, domain: Domain, report: Report) -> Report:
     try:
         view(settings, domain.name, None, None)
-    except (NowcastError, OSError, ValueError, KeyError) as err:  # the forecast stands all the same
-        report.problems.append(f"the map page was not renewed: {err}")
+    except Exception as err:  # the forecast stands all the same
+        log.error("the map page was not renewed", exc_info=not isinstance(err, NowcastError))
+        report.problems.append(f"the map page was not renewed: {reason_of(err)}")
     return report
 
 
@@ -491,6 +513,8 @@ def _unusable_model(settings: Settings, domain: Domain) -> list[str]:
         except checkpoint.CheckpointError as err:
             what = f"the promotion of {one.name}" if one.checksum else f"domains.{domain.name}.model"
             problems.append(f"{what}: {err}")
+        except OSError as err:
+            raise StoreUnavailable(f"the model {one.name} cannot be read: {machine_fault(err) or err}") from err
     return problems
 
 

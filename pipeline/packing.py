@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipeline.errors import reading
+
 # attributes that may differ between two files with the same content
 # what is known of radars comes from the catalog, which loses it when it is rebuilt; the frames' checksums are in the
 # digest. What is known of the skill depends on when the product is made
@@ -88,8 +90,9 @@ def read_packed(path: Path) -> xr.Dataset:
 
     Raises:
         OSError, ValueError: not a whole NetCDF file.
+        StoreUnavailable: the machine cannot read it.
     """
-    with xr.open_dataset(path, engine="h5netcdf", decode_cf=False, cache=False) as dataset:
+    with reading(path), xr.open_dataset(path, engine="h5netcdf", decode_cf=False, cache=False) as dataset:
         return dataset.load()
 
 
@@ -98,8 +101,9 @@ def read_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, NDArray[A
 
     Raises:
         OSError: not a whole NetCDF file.
+        StoreUnavailable: the machine cannot read it.
     """
-    with h5py.File(path, "r") as file:
+    with reading(path), h5py.File(path, "r") as file:
         found = {name: file[name][()] for name in names if name in file}
         attrs = {name: value for name, value in file.attrs.items() if not name.startswith("_")}
     return found, {k: v.item() if isinstance(v, np.ndarray) and v.size == 1 else v for k, v in attrs.items()}

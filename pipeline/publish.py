@@ -3,19 +3,21 @@
 import json
 import logging
 import time as stopwatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
+import xarray as xr
 
 from pipeline import catalog as tables
 from pipeline import packing, product, times
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.domain import Domain
-from pipeline.errors import LeaseLost
+from pipeline.errors import LeaseLost, NowcastError, reason_of
 from pipeline.frames.grayscale import Pixels
 from pipeline.frames.sequences import InputSequence
 from pipeline.storage import Store
@@ -37,6 +39,7 @@ class Outcome:
         reason: why it was skipped, or why it is not the model's.
         path: of the product, below the root.
         warnings: that were raised or ended, in words.
+        faults: what beside the product could not be made, and why.
         error: what made it fail.
     """
 
@@ -48,6 +51,7 @@ class Outcome:
     content_digest: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     domain: str = ""
     error: Exception | None = None
 
@@ -105,15 +109,10 @@ def publish(
         built = product.build(domain, sequence, made.frames, identity, quality)
         packing.write(built, new_product)
         companions = [(new_baselines, beside)]
-        if places:
-            described = forecasts.describe(domain, sequence, built, places, now)
-            document = store.place_forecasts(path)
-            for target, text in (
-                (document, forecasts.to_json(described)),
-                (document.with_suffix(".csv"), forecasts.to_csv(described)),
-            ):
-                companions.append((held.enter_context(store.new_file(target)), target))
-                companions[-1][0].write_text(text, encoding="utf-8")
+        faults: list[str] = []
+        for target, text in _place_texts(store.place_forecasts(path), domain, sequence, built, places, now, faults):
+            companions.append((held.enter_context(store.new_file(target)), target))
+            companions[-1][0].write_text(text, encoding="utf-8")
         row = cycle_row(domain, store.relative(path), new_product, new_baselines)
         stages = {**publication.stages, "write": stopwatch.perf_counter() - started}
         row |= {"issue_time": now.timestamp(), "cause": publication.cause}
@@ -124,7 +123,32 @@ def publish(
                 store.put(temporary, target)
             store.put(new_product, path)
             catalog.upsert(connection, tables.cycles, [row])
-    return announce(domain, store, row, "published")
+    announced = announce(domain, store, row, "published")
+    return replace(announced, faults=(*faults, *announced.faults))
+
+
+def _place_texts(
+    document: Path,
+    domain: Domain,
+    sequence: InputSequence,
+    built: xr.Dataset,
+    places: Sequence[Place],
+    now: datetime,
+    faults: list[str],
+) -> list[tuple[Path, str]]:
+    """The files of the places and their content; without places none. A fault of theirs costs the forecast nothing."""
+    if not places:
+        return []
+    try:
+        described = forecasts.describe(domain, sequence, built, places, now)
+        return [
+            (document, forecasts.to_json(described)),
+            (document.with_suffix(".csv"), forecasts.to_csv(described)),
+        ]
+    except Exception as err:
+        log.exception("the places of %s are not described", document.name)
+        faults.append(f"no forecast of places with {document.name}: {reason_of(err)}")
+        return []
 
 
 def announce(domain: Domain, store: Store, row: Row, state: str) -> Outcome:
@@ -133,10 +157,16 @@ def announce(domain: Domain, store: Store, row: Row, state: str) -> Outcome:
     Webhooks are called by ``pipeline.warnings.watch.deliver``, so that a silent one holds up no forecast.
     """
     point_latest(store, domain, row)
-    told = Told()
+    told, faults = Told(), tuple[str, ...]()
     if row["kind"] == "issued":
-        told = watch(domain, store, store.place_forecasts(store.root / row["path"]))
-    return replace(outcome(row, state), warnings=told.warnings)
+        try:
+            told = watch(domain, store, store.place_forecasts(store.root / row["path"]), row["revision"])
+        except NowcastError:
+            raise  # the store; the next look at this cycle does it
+        except Exception as err:
+            log.exception("no warnings from %s", row["path"])
+            faults = (f"no warnings from {row['path']}: {reason_of(err)}",)
+    return replace(outcome(row, state), warnings=told.warnings, faults=faults)
 
 
 def cycle_row(domain: Domain, relative: str, path: Path, baselines: Path) -> Row:
@@ -201,9 +231,53 @@ def skip(
     reason: str,
     cause: str = "",
 ) -> Outcome:
-    """A missing forecast is a recorded fact with a reason; a later run may still make it. What is published stays."""
+    """``skip_all`` of one cycle."""
+    return skip_all(domain, store, catalog, {time: (lease, reason)}, kind, now, cause)[time]
+
+
+def skip_all(
+    domain: Domain,
+    store: Store,
+    catalog: Catalog,
+    skipped: Mapping[datetime, tuple[Lease, str]],
+    kind: str,
+    now: datetime,
+    cause: str = "",
+) -> dict[datetime, Outcome]:
+    """A missing forecast is a recorded fact with a reason; a later run may still make it. What is published stays.
+
+    Args:
+        skipped: the lease and the reason of each reference time; all are recorded in one transaction.
+    """
+    outcomes: dict[datetime, Outcome] = {}
+    rows, entries = [], []
+    with catalog.write(domain.name) as connection:
+        recorded_rows: dict[int, list[Row]] = {}
+        for row in connection.execute(_of_cycles(domain, kind, skipped)).mappings():
+            recorded_rows.setdefault(row["reference_time"], []).append(dict(row))
+        for time, (lease, reason) in skipped.items():
+            try:
+                lease.check(connection)
+            except LeaseLost as err:
+                outcomes[time] = Outcome(time, "held", reason=str(err), domain=domain.name)
+                continue
+            known = recorded_rows.get(times.seconds(time), [])
+            if published := [row for row in known if row["state"] == "published"]:
+                outcomes[time] = outcome(published[-1], "unchanged")  # somebody made it since it was looked for
+                continue
+            outcomes[time] = Outcome(time, "skipped", reason=reason, domain=domain.name)
+            if not known or known[-1]["reason"] != reason:
+                rows.append(_skipped_row(domain, kind, time, now, reason, cause))
+                entries.append({"event": "skipped", "cycle": rows[-1]})
+        if rows:
+            store.append_journal(now, *entries)
+            catalog.upsert(connection, tables.cycles, rows)
+    return outcomes
+
+
+def _skipped_row(domain: Domain, kind: str, time: datetime, now: datetime, reason: str, cause: str) -> Row:
     row: Row = {column.name: "" for column in tables.cycles.columns}
-    row |= {
+    return row | {
         "domain": domain.name,
         "reference_time": times.seconds(time),
         "kind": kind,
@@ -214,20 +288,6 @@ def skip(
         "issue_time": now.timestamp(),
         "cause": cause,
     }
-    c = tables.cycles.c
-    this = sa.and_(c.domain == domain.name, c.kind == kind, c.reference_time == row["reference_time"])
-    try:
-        with catalog.write(domain.name) as connection:
-            lease.check(connection)
-            rows = connection.execute(sa.select(tables.cycles).where(this).order_by(c.revision)).mappings().all()
-            if published := [dict(one) for one in rows if one["state"] == "published"]:
-                return outcome(published[-1], "unchanged")  # somebody made it since it was looked for
-            if not rows or rows[-1]["reason"] != reason:
-                store.append_journal(now, {"event": "skipped", "cycle": row})
-                catalog.upsert(connection, tables.cycles, [row])
-    except LeaseLost as err:
-        return Outcome(time, "held", reason=str(err), domain=domain.name)
-    return Outcome(time, "skipped", reason=reason, domain=domain.name)
 
 
 def _commit(catalog: Catalog, lease: Lease, row: Row) -> None:
@@ -270,12 +330,22 @@ def is_there(store: Store, row: Row) -> bool:
 
 def recorded(catalog: Catalog, domain: Domain, kind: str, time: datetime) -> Row | None:
     """The newest row of a cycle; None if nothing is recorded of it."""
+    return recorded_all(catalog, domain, kind, [time]).get(time)
+
+
+def recorded_all(
+    catalog: Catalog, domain: Domain, kind: str, reference_times: Iterable[datetime]
+) -> dict[datetime, Row]:
+    """The newest row of each cycle of which something is recorded."""
+    rows = catalog.read(_of_cycles(domain, kind, reference_times))
+    return {tables.from_seconds(row["reference_time"]): row for row in rows}
+
+
+def _of_cycles(domain: Domain, kind: str, reference_times: Iterable[datetime]) -> sa.Select[Any]:
+    """Rows of cycles, the newest revision last."""
     c = tables.cycles.c
-    query = sa.select(tables.cycles).where(
-        c.domain == domain.name, c.kind == kind, c.reference_time == times.seconds(time)
-    )
-    rows = catalog.read(query.order_by(c.revision.desc()))
-    return rows[0] if rows else None
+    wanted = c.reference_time.in_([times.seconds(time) for time in reference_times])
+    return sa.select(tables.cycles).where(c.domain == domain.name, c.kind == kind, wanted).order_by(c.revision)
 
 
 def outcome(row: Row, state: str) -> Outcome:

@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import datetime
 
 from pipeline import alerts, times
-from pipeline.errors import NowcastError
+from pipeline.errors import NowcastError, machine_fault, reason_of
 from pipeline.heartbeat import LIVE
 from pipeline.intake import InProcesses, Intake, OnTheSpot
 from pipeline.live import Live
@@ -63,11 +63,11 @@ def run_live(
                             lookout.wake()
                             after(outcomes)
 
-                        live = Live(settings, store, catalog, clock, intake, after=done)
+                        live = Live(settings, store, catalog, clock, intake, after=done, report=lookout.report)
                         try:
                             while not (stop.is_set() or lease.lost):
                                 faulthandler.dump_traceback_later(settings.live.stuck_after_s, exit=True, file=2)
-                                stop.wait(_step(live))
+                                stop.wait(_step(live, lookout))
                         finally:
                             faulthandler.cancel_dump_traceback_later()
             except NowcastError as err:
@@ -75,13 +75,19 @@ def run_live(
                 stop.wait(WAIT_S)
 
 
-def _step(live: Live) -> float:
-    """One step; after a failure of the catalog or a store what is loaded stays, and the next step tries again."""
+def _step(live: Live, lookout: Lookout) -> float:
+    """One step; after a failure of the catalog or a store what is loaded stays, and the next step tries again.
+
+    So it does after a fault of the software that concerns no single domain: a restart would only meet it again.
+    """
     try:
         return live.step()
     except NowcastError as err:
         log.warning("waiting: %s", err)
-        return WAIT_S
+    except Exception as err:
+        log.error("the step of the live process failed: %s", reason_of(err), exc_info=not machine_fault(err))
+        lookout.report("", reason_of(err))
+    return WAIT_S
 
 
 def tick_once(settings: Settings, now: datetime, step: Step = bare) -> list[Outcome] | None:
@@ -97,11 +103,13 @@ def tick_once(settings: Settings, now: datetime, step: Step = bare) -> list[Outc
     with closing(catalog), catalog.lease(LIVE) as lease:
         if lease is None:
             return None
-        live = Live(settings, store, catalog, times.Clock(now), OnTheSpot(store, catalog), step, outcomes.extend)
+        clock = times.Clock(now)
+        live = Live(settings, store, catalog, clock, OnTheSpot(store, catalog), step, outcomes.extend)
         while True:
             before = len(outcomes)
             live.step()
-            if len(outcomes) == before and not any(feed.due_since or feed.missed for feed in live.feeds):
+            at_work = any(feed.due_since or feed.has_missed(clock.now()) for feed in live.feeds)
+            if len(outcomes) == before and not at_work:
                 for domain in settings.domains.values():
                     deliver(domain, store, catalog)
                 return outcomes

@@ -331,7 +331,7 @@ def _latest(store: Store, domain: Domain) -> str:
     if not store.has(path):
         return ""
     try:
-        return str(json.loads(store.get(path).read_text())["path"])
+        return str(json.loads(store.read(path))["path"])
     except (ValueError, KeyError, TypeError) as err:
         log.warning("%s is damaged (%s); the newest product stays in any case", path, err)
         return ""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 
 from pipeline.domain import Domain, ProjectedGrid
+from pipeline.environment import own_variables
 from pipeline.errors import SettingsError
 from pipeline.retrain.settings import Retrain
 from pipeline.source_settings import Frozen, S3Access
@@ -140,8 +141,8 @@ def load(
     values: dict[str, _Value] = {}
     if path is not None:
         _flatten(_read_toml(path), str(path.name), "", values)
-    for name, text in environment.items():
-        if name.startswith("NOWCAST_") and name not in RESERVED_ENVIRONMENT:
+    for name, text in own_variables(environment).items():
+        if name not in RESERVED_ENVIRONMENT:
             key = name.removeprefix("NOWCAST_").replace("__", ".").lower()
             values[key] = _Value(_parse_text(text), f"environment {name}")
     for key, text in (options or {}).items():

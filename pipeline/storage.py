@@ -5,24 +5,24 @@ Paths below the root are names; what reads, writes, lists or removes what they n
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import times
-from pipeline.errors import StoreUnavailable
+from pipeline import processes, times
+from pipeline.errors import StoreUnavailable, reading
 from pipeline.settings import Settings
 
 FORMAT_VERSION = 1
@@ -69,7 +69,7 @@ class Store:
             if reading and not self.has(marker):
                 return
             if reading:
-                found = self.get(marker).read_bytes()
+                found = self.read(marker)
             else:
                 self.temporary.mkdir(parents=True, exist_ok=True)
                 self.update(marker, unless_there)
@@ -151,9 +151,19 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        if not path.is_file():
+        if self.size(path) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         return path
+
+    def read(self, path: Path) -> bytes:
+        """The content of a small file as it stands now.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreUnavailable: the machine cannot read it.
+        """
+        with reading(path):
+            return self.get(path).read_bytes()
 
     def fetch(self, folder: Path) -> Path:
         """The folder itself, where all its files as they stand now can be opened; it may have none."""
@@ -169,7 +179,8 @@ class Store:
     def size(self, path: Path) -> int | None:
         """Bytes of a file; None if there is none."""
         try:
-            found = path.stat()
+            with reading(path):
+                found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -181,18 +192,20 @@ class Store:
     def listed(self, folder: Path, pattern: str = "**/*") -> list[Stored]:
         """Files below a folder by a pattern of ``Path.glob``, in order, with what the store knows of them."""
         found = []
-        for path in sorted(folder.glob(pattern)):
-            try:
-                about = path.stat()
-            except FileNotFoundError:
-                continue  # removed since
-            if stat.S_ISREG(about.st_mode):
-                found.append(Stored(path, about.st_size, about.st_mtime))
+        with reading(folder):
+            for path in sorted(_globbed(folder, pattern)):
+                try:
+                    about = path.stat()
+                except FileNotFoundError:
+                    continue  # removed since
+                if stat.S_ISREG(about.st_mode):
+                    found.append(Stored(path, about.st_size, about.st_mtime))
         return found
 
     def folders(self, folder: Path) -> list[str]:
         """Names of the folders directly below one, in order."""
-        return sorted(path.name for path in folder.glob("*") if path.is_dir())
+        with reading(folder):
+            return sorted(path.name for path in _globbed(folder, "*") if path.is_dir())
 
     def remove(self, path: Path) -> None:
         """Remove a file; it is no error if there is none."""
@@ -205,7 +218,7 @@ class Store:
         Raises:
             FileNotFoundError: there is none.
         """
-        if not path.is_file():
+        if self.size(path) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         with writing(to):
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +232,7 @@ class Store:
                 if another process was faster, and must then decide by what stands now.
         """
         with self.locked():
-            content = change(path.read_bytes() if path.is_file() else None)
+            content = change(self.read(path) if self.has(path) else None)
             if content is not None:
                 with self.publish(path) as temporary:
                     temporary.write_bytes(content)
@@ -279,51 +292,61 @@ class Store:
     def remove_stale_temporaries(self) -> int:
         """Remove what a killed process left: at once if it ran on this machine, else after an hour."""
         removed = 0
-        for path in self.temporary.iterdir():
-            host, _, pid = path.name.rpartition("-")[0].rpartition("-")
-            try:
-                dead = host == socket.gethostname() and pid.isdigit() and not process_lives(int(pid))
-                if dead or time.time() - path.stat().st_mtime > TEMPORARY_AGE_S:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    removed += 1
-            except FileNotFoundError:
-                continue  # another process removed it first
+        with writing(self.temporary):
+            for path in self.temporary.iterdir():
+                where, _, pid = path.name.rpartition("-")[0].rpartition("-")
+                ours = where == _machine_digest()
+                try:
+                    dead = ours and processes.has_ended_here(processes.machine(), pid)
+                    if dead or time.time() - path.stat().st_mtime > TEMPORARY_AGE_S:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        removed += 1
+                except FileNotFoundError:
+                    continue  # another process removed it first
         return removed
 
-    def append_journal(self, now: datetime, entry: dict[str, Any]) -> None:
-        """Append an entry to ``journal/DATE``."""
+    def append_journal(self, now: datetime, *entries: dict[str, Any]) -> None:
+        """Append entries to ``journal/DATE``."""
         path = self.root / "journal" / f"{now:%Y-%m-%d}.jsonl"
-        self.append_line(path, now, {"recorded_at": times.iso(now), **entry})
+        self.append_lines(path, now, *({"recorded_at": times.iso(now), **entry} for entry in entries))
 
-    def append_line(self, path: Path, time: datetime, entry: dict[str, Any]) -> None:
-        """Append one line of JSON to a record; one write, so that lines of two processes never mix.
+    def append_lines(self, path: Path, time: datetime, *entries: dict[str, Any]) -> None:
+        """Append a line of JSON for each entry to a record; one write, so that lines of two processes never mix.
 
         Args:
             path: ends in ``.jsonl``.
-            time: of the entry, which orders them where nothing can be appended.
+            time: of the entries, which orders them where nothing can be appended.
         """
-        line = json.dumps(entry, sort_keys=True, default=str)
+        lines = as_lines(entries)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 size = os.fstat(descriptor).st_size
                 cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a crash
-                os.write(descriptor, f"{chr(10) * cut_off}{line}\n".encode())
+                os.write(descriptor, f"{chr(10) * cut_off}{lines}".encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
     def read_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         """Entries of a record, oldest first; a line cut off by a crash is skipped."""
-        if path.is_file():
-            yield from whole_lines(path.read_text(encoding="utf-8"))
+        try:
+            content = self.read(path)
+        except FileNotFoundError:
+            return
+        yield from whole_lines(content.decode("utf-8", "replace"))
 
     def read_journal(self, first_day: str = "") -> Iterator[dict[str, Any]]:
         """Every entry, oldest first; or those since a day, as 2026-01-31."""
         for path in self.glob(self.root / "journal", "*.jsonl"):
             if path.stem >= first_day:
                 yield from self.read_lines(path)
+
+
+def as_lines(entries: Iterable[dict[str, Any]]) -> str:
+    """Each as a line of JSON."""
+    return "".join(json.dumps(entry, sort_keys=True, default=str) + "\n" for entry in entries)
 
 
 def whole_lines(text: str) -> Iterator[dict[str, Any]]:
@@ -351,7 +374,20 @@ def safe_name(text: str) -> str:
 
 def _owner() -> str:
     """Prefix of a temporary's name: which process of which machine writes it."""
-    return f"{socket.gethostname()}-{os.getpid()}-"
+    return f"{_machine_digest()}-{os.getpid()}-"
+
+
+def _machine_digest() -> str:
+    return hashlib.sha256(processes.machine().encode()).hexdigest()[:16]
+
+
+def _globbed(folder: Path, pattern: str) -> Iterator[Path]:
+    """What ``Path.glob`` gives; a folder that cannot be read raises, where that would see an empty one."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    yield from folder.glob(pattern)
 
 
 @contextmanager
@@ -361,17 +397,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         raise StoreUnavailable(f"cannot write {path}: {err.strerror or err}") from err
-
-
-def process_lives(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def flush(path: Path) -> None:

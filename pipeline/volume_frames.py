@@ -20,8 +20,8 @@ from pipeline import times
 from pipeline.advection import move_forward
 from pipeline.catalog import Row
 from pipeline.domain import Domain
-from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.checks import frame_fault
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import ADVECTED, ECHO, Frame, drizzle_floor, join_channels, make_frame
 from pipeline.ingest import AXIS_TOLERANCE, Job, standing_frame
 from pipeline.prepare import Prepared, domain_grid, domain_levels, prepare

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
 from pipeline.frames import packed
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
 from pipeline.frames.zarr_stores import zarr_store
-from pipeline.grids import Grid
+from pipeline.grid_checks import grid_fault, same_projection
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -35,38 +36,6 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 # without the checksum a flipped bit decodes to other rain
 _CODECS = (BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"), Crc32cCodec())
-
-
-@dataclass(frozen=True)
-class FrameSource:
-    """What all frames of a domain share because of where they come from.
-
-    Attributes:
-        grid: of the frames.
-        drizzle_floor_mm_h: rain below it is no echo.
-        interval_s: a frame is the mean over this many seconds that end at its time; 0 is instantaneous.
-    """
-
-    grid: Grid
-    drizzle_floor_mm_h: float
-    interval_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, to a microsecond and a millionth of a millimetre."""
-        floor, interval = round(self.drizzle_floor_mm_h, 6), round(self.interval_s, 6)
-        return {"grid": self.grid.to_json(), "drizzle_floor_mm_h": floor, "interval_s": interval}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "FrameSource":
-        """Inverse of ``to_json``."""
-        return cls(Grid.from_json(data["grid"]), data["drizzle_floor_mm_h"], data["interval_s"])
-
-    def __str__(self) -> str:
-        g = self.grid
-        return (
-            f"{g.shape[0]} x {g.shape[1]} cells of {g.dx:g} x {g.dy:g} from ({g.west:g}, {g.north:g}), "
-            f"floor {self.drizzle_floor_mm_h:g} mm/h, interval {self.interval_s:g} s"
-        )
 
 
 class Archive:
@@ -102,9 +71,13 @@ class Archive:
         try:
             standing = self.source()
             if standing is None:
+                if fault := grid_fault(source.grid):
+                    raise BadInput(f"the grid cannot be used: {fault}")
                 self._write_about(source)
-            elif not _same(standing.to_json(), source.to_json()):
-                raise BadInput(f"the frames of {self.domain.name} have {standing}, this one has {source}")
+            elif difference := standing.difference(source, self.domain.cadence):
+                raise BadInput(f"not like the frames of {self.domain.name}: {difference}; this one has {source}")
+            elif source.quantity and not standing.quantity:  # it was not kept before there was a choice
+                self._write_about(replace(standing, quantity=source.quantity))
             if not self.store.has(path / "frames" / "zarr.json"):  # asked every time: old days are removed meanwhile
                 self._create(path, self._attributes(source), frame.state.shape)
             self._open(day, "frames")[slot] = np.concatenate((frame.pixels, frame.state[None]))
@@ -116,7 +89,8 @@ class Archive:
         """The frame of an instant; None if there is none.
 
         Raises:
-            DamagedFrame: its object cannot be decoded.
+            DamagedFrame: its object cannot be decoded: a wrong checksum, or a codec that gives up.
+            StoreUnavailable: the machine cannot read it; the frame may be whole.
             SettingsError: the archive was made with other settings.
         """
         if self._remembered is None:
@@ -202,11 +176,11 @@ class Archive:
 
         Raises:
             SettingsError: the archive was made with other settings than the domain has now.
-            StoreUnavailable: it has a format that this version does not read.
+            StoreUnavailable: it has a format that this version does not read, or the machine cannot read it.
         """
         if self._source is None:
             try:
-                found = json.loads(self.store.get(self._about).read_text())
+                found = json.loads(self.store.read(self._about))
             except FileNotFoundError:
                 return None
             except ValueError as err:
@@ -316,9 +290,27 @@ class Archive:
 
     def _open(self, day: datetime, array: str) -> Any:
         if (day, array) not in self._opened:
-            group = zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)
-            self._opened[day, array] = group[array]
+            try:
+                self._opened[day, array] = self._array(day, array)
+            except (FileNotFoundError, KeyError, ValueError, TypeError) as err:
+                log.warning("the description of %s cannot be read and is written again: %s", self._path(day), err)
+                self._describe_again(day)
+                self._opened[day, array] = self._array(day, array)
         return self._opened[day, array]
+
+    def _array(self, day: datetime, array: str) -> Any:
+        return zarr.open_group(zarr_store(self.store, self._path(day)), mode="r+", zarr_format=3)[array]
+
+    def _describe_again(self, day: datetime) -> None:
+        """Replace lost or damaged metadata of a day: they follow from the settings, and the frames may be whole."""
+        source, objects = self.source(), self.objects(day)
+        if source is None:
+            raise StoreUnavailable(f"{self._about} is lost, and {self._path(day)} cannot be read without it")
+        for name in ("", "frames/", f"{packed.ARRAY}/"):
+            objects.remove_description(name)
+        self._create(self._path(day), self._attributes(source), source.grid.shape)
+        if objects.is_packed():
+            self.prepare_packed(day)
 
 
 def checksum(frame: Frame) -> str:
@@ -329,9 +321,13 @@ def checksum(frame: Frame) -> str:
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Equal, up to the last digits of floats."""
+    """Equal, up to the last digits of floats and to the words for one projection."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(_same(found[k], wanted[k]) for k in found)
+        if found.keys() != wanted.keys():
+            return False
+        if found.get("crs") != wanted.get("crs") and same_projection(found["crs"], wanted["crs"]):
+            found = found | {"crs": wanted["crs"]}
+        return all(_same(found[k], wanted[k]) for k in found)
     if isinstance(found, float) or isinstance(wanted, float):
         return bool(np.isclose(found, wanted, rtol=1e-9, atol=1e-6))
     return json.dumps(found) == json.dumps(wanted)

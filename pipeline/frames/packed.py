@@ -81,6 +81,10 @@ class DayObjects:
         content = default_buffer_prototype().buffer.from_bytes(_assemble(frames, self.slots))
         sync(self.objects.set(_OBJECT, content))
 
+    def remove_description(self, prefix: str) -> None:
+        """Remove the metadata of the group, or of an array (``frames/``)."""
+        sync(self.objects.delete(f"{prefix}zarr.json"))
+
     def remove_single(self, slot: int) -> None:
         """Remove the object of one frame."""
         sync(self.objects.delete_dir(f"frames/c/{slot}"))

@@ -14,8 +14,8 @@ from pipeline import times
 from pipeline.domain import Domain
 from pipeline.errors import DamagedFrame, NotForecast
 from pipeline.frames.archive import Archive, checksum
-from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.correlation import FROZEN, correlation
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.gaps import fill_gaps
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame, Pixels, pixel_of_rate
 

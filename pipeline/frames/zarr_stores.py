@@ -1,7 +1,7 @@
 """Where Zarr keeps its objects: in files that appear whole, or in the bucket of the store."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -14,9 +14,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, ObjectStore
 
 from pipeline.bucket_store import BucketStore
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import StoreUnavailable, reading
 from pipeline.source_settings import S3Access
-from pipeline.storage import Store
+from pipeline.storage import Store, writing
 
 
 def zarr_store(store: Store, folder: Path) -> Zarr:
@@ -32,11 +32,43 @@ def zarr_store(store: Store, folder: Path) -> Zarr:
 
 
 class _Folder(LocalStore):
-    """Zarr objects through ``Store.publish``: atomic, flushed to disk, temporaries that name their process."""
+    """Zarr objects through ``Store.publish``: atomic, flushed to disk, temporaries that name their process.
+
+    What the machine cannot read or remove is ``StoreUnavailable``, never a frame that is damaged.
+    """
 
     def __init__(self, store: Store, folder: Path) -> None:
         super().__init__(folder)
         self._store = store
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        with reading(self.root / key):
+            return await super().get(key, prototype, byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        with reading(self.root / key):
+            return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    async def exists(self, key: str) -> bool:
+        with reading(self.root / key):
+            return await super().exists(key)
+
+    async def delete(self, key: str) -> None:
+        with writing(self.root / key):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with writing(self.root / prefix):
+            await super().delete_dir(prefix)
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        with reading(self.root / prefix):
+            async for key in super().list_prefix(prefix):
+                yield key
 
     async def set(self, key: str, value: Buffer) -> None:
         def publish() -> None:
@@ -46,7 +78,7 @@ class _Folder(LocalStore):
         await asyncio.to_thread(publish)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not (self.root / key).exists():
+        if not await self.exists(key):
             await self.set(key, value)
 
 

@@ -3,24 +3,27 @@
 import hashlib
 import itertools
 import logging
+import struct
 import time as stopwatch
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import nowcast, times
 from pipeline.domain import Domain
-from pipeline.errors import NotForecast
+from pipeline.errors import NotForecast, reading
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import NO_COVERAGE
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.product import PROBABILITY_STEP
 from pipeline.publish import Made
-from pipeline.storage import Store, writing
+from pipeline.storage import Store, flush, writing
 from pipeline.verification.compared import BASELINES
 from pipeline.verification.files import ForecastSums, to_dataset
 from pipeline.verification.period import Verified, of_sums
@@ -123,10 +126,14 @@ def _spread(held: list[datetime], most: int) -> list[datetime]:
 
 
 def _kept(path: Path) -> dict[str, NDArray[np.generic]] | None:
+    """Sums that an earlier run has made; None if there are none, or they were cut off and must be made again."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with reading(path), np.load(path, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error, struct.error) as err:
+        log.warning("the sums %s are damaged and are made again: %s", path.name, err)
         return None
 
 
@@ -136,6 +143,7 @@ def _keep(path: Path, sums: dict[str, NDArray[np.generic]]) -> None:
     with writing(path):
         with half.open("wb") as file:
             np.savez_compressed(file, **sums)  # type: ignore[arg-type]
+        flush(half)
         half.rename(path)
 
 
@@ -152,11 +160,11 @@ def _sums(
     domain: Domain, archive: Archive, scorer: Scorer, rivals: Rivals, sequence: InputSequence
 ) -> dict[str, NDArray[np.generic]]:
     started = stopwatch.perf_counter()
-    made = nowcast.forecast([(domain, sequence)], [rivals.challenger])[0]
+    made = nowcast.forecast((domain, sequence), rivals.challenger)
     seconds = stopwatch.perf_counter() - started
     if made.frames.method != rivals.challenger.model_name:
         return {"failure": np.frombuffer(made.frames.fallback.encode(), np.uint8)}
-    other = nowcast.forecast([(domain, sequence)], [rivals.in_use])[0]
+    other = nowcast.forecast((domain, sequence), rivals.in_use)
     if other.frames.method != rivals.in_use.model_name:  # a fallback under its name would be an easy rival
         return {"absence": np.frombuffer(other.frames.fallback.encode(), np.uint8)}
     challenger, in_use = _compared(made, domain), _compared(other, domain)

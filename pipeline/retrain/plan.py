@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pipeline import times
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain, model_name
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, reading
 from pipeline.frames.archive import Archive
 from pipeline.promotion import serving, usable
 from pipeline.retrain.settings import Retrain
@@ -87,7 +87,8 @@ def unfinished(store: Store, domain: str, online: bool) -> Plan | None:
         if (path.parent / "verdict.json").is_file():
             continue
         try:
-            plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+            with reading(path):
+                plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
             plan.chosen  # noqa: B018 - settings of another version are refused here
         except (OSError, ValueError, TypeError, ValidationError) as err:
             log.warning("%s is no plan of this version and is left alone: %s", path, err)

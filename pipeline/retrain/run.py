@@ -16,7 +16,7 @@ from pipeline import catalog as tables
 from pipeline import dataset, nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable
+from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable, reason_of
 from pipeline.frames.archive import Archive
 from pipeline.promotion import Candidate
 from pipeline.retrain import plan as plans
@@ -88,19 +88,35 @@ def train(work: Work, progress: Progress) -> str:
         return ""
     data = work.folder / "dataset"
     try:
-        if not data.is_dir():
-            shutil.rmtree(data.with_name(".dataset.half"), ignore_errors=True)  # of a run that was killed
-            _build(work, data, progress)
+        _have_dataset(work, data, progress)
         _train(work, data, out, progress)
     except (StoreUnavailable, OSError) as err:
         if isinstance(err, StoreUnavailable):
             raise
-        raise StoreUnavailable(f"{err.filename or out}: cannot be written: {err.strerror or err}") from err
+        raise StoreUnavailable(f"{err.filename or out}: cannot be read or written: {err.strerror or err}") from err
     except (NowcastError, ValueError, KeyError, TypeError) as err:
         return str(err.args[0] if isinstance(err, KeyError) else err)
+    except Exception as err:  # a verdict, or the next start would meet it again
+        log.exception("the challenger %s was not trained", plan.challenger)
+        return reason_of(err)
     store.send(out)
     shutil.rmtree(data, ignore_errors=True)
     return ""
+
+
+def _have_dataset(work: Work, data: Path, progress: Progress) -> None:
+    """Build the dataset, unless an earlier run has; what that left damaged is built again."""
+    from models import dataset as datasets
+
+    if data.is_dir():
+        try:
+            datasets.load(data)
+            return
+        except ValueError as err:
+            log.warning("the dataset of an earlier run is built again: %s", err)
+            shutil.rmtree(data)
+    shutil.rmtree(data.with_name(".dataset.half"), ignore_errors=True)  # of a run that was killed
+    _build(work, data, progress)
 
 
 def _build(work: Work, data: Path, progress: Progress) -> None:
@@ -373,7 +389,7 @@ def _check(settings: Settings) -> None:
 
 def _plan_of(store: Store, shadow: Row) -> dict[str, Any]:
     """The plan that put a challenger into the shadow."""
-    found: dict[str, Any] = json.loads(store.get(store.root / shadow["evidence"]).read_text(encoding="utf-8"))["plan"]
+    found: dict[str, Any] = json.loads(store.read(store.root / shadow["evidence"]))["plan"]
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import BadInput, NotForecast, SettingsError
+from pipeline.errors import BadInput, NotForecast, SettingsError, reading
 from pipeline.frames.archive import Archive
 from pipeline.storage import Store
 from pipeline.verification import compared
@@ -93,7 +93,7 @@ def _due(scorer: SumsFiles, row: Row, path: Path, time: datetime, name: str) -> 
     domain, store = scorer.domain, scorer.store
     plain = _plain(domain)
     methods = [name, *compared.methods_of(row, plain)]
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = _checksum(path)
     known = frame_checksums(scorer.catalog, domain, time, time)
     digest = scorer.digest([content, row["content_digest"], row["baselines_digest"]], methods, time, known)
     if digest is None:
@@ -106,6 +106,11 @@ def _due(scorer: SumsFiles, row: Row, path: Path, time: datetime, name: str) -> 
         ]
 
     return Due(time, str(path), digest, load)
+
+
+def _checksum(path: Path) -> str:
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _ours(domain: Domain, catalog: Catalog, time: datetime) -> Row:

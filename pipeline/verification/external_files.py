@@ -13,9 +13,10 @@ from pyproj.exceptions import CRSError
 
 from pipeline import packing, product, times
 from pipeline.domain import Domain
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, reading
 from pipeline.frames.grayscale import NO_COVERAGE, Pixels, pixel_of_rate, pixel_of_reflectivity, reflectivity_of_rate
 from pipeline.grids import Grid
+from pipeline.product_axes import METRES
 from pipeline.verification import compared
 from pipeline.verification.rules import Rules, pixel_tables
 from pipeline.verification.scoring import Compared
@@ -97,6 +98,11 @@ def _own_product(path: Path, domain: Domain, grid: Grid, name: str) -> Compared 
 
 
 def _open(path: Path) -> xr.Dataset:
+    with reading(path):
+        return _opened(path)
+
+
+def _opened(path: Path) -> xr.Dataset:
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise BadInput(f"{path} has {size} bytes, more than {MOST_BYTES} are not read")
@@ -239,6 +245,13 @@ def _lead_minutes(
     raise BadInput(f"{path}: {variable.name} has no axis of times; its axes are {', '.join(map(str, variable.dims))}")
 
 
+def _units_of_grid(unit: Any, grid: Grid) -> float:
+    """How many units of the grid's axes one unit of an axis in a file is; metres are meant where it is not known."""
+    if grid.metres_per_unit is None:
+        return 1.0
+    return METRES.get(str(unit), 1.0) / grid.metres_per_unit
+
+
 def _north_up(
     values: NDArray[np.float32], data: xr.Dataset, y: str, x: str, grid: Grid, path: Path
 ) -> NDArray[np.float32]:
@@ -250,7 +263,7 @@ def _north_up(
     for axis, name, wanted, step in ((-2, y, grid.y, grid.dy), (-1, x, grid.x, grid.dx)):
         if name not in data.variables or data[name].ndim != 1:
             raise BadInput(f"{path} has no coordinate variable {name}; without it the grid cannot be told")
-        found = data[name].values.astype(np.float64) * (1000.0 if data[name].attrs.get("units") == "km" else 1.0)
+        found = data[name].values.astype(np.float64) * _units_of_grid(data[name].attrs.get("units"), grid)
         if abs(found[0] - wanted[0]) > abs(found[-1] - wanted[0]):
             found, values = found[::-1], np.flip(values, axis)
         worst = float(np.abs(found - wanted).max())

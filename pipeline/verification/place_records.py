@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.advection import amounts_along_motion, estimated_motion
 from pipeline.domain import DRIZZLE_FLOOR_MM_H, Domain
-from pipeline.frames.archive import FrameSource
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import Frame, rate_table
 from pipeline.product import amount_steps
 from pipeline.storage import Store
@@ -119,7 +119,7 @@ def _document(store: Store, path: Path) -> list[dict[str, Any]] | None:
     try:
         if (store.size(path) or 0) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
-        places = json.loads(store.get(path).read_text(encoding="utf-8"))["places"]
+        places = json.loads(store.read(path))["places"]
         return [place for place in places if isinstance(place, dict)]
     except FileNotFoundError:
         return None

@@ -16,8 +16,9 @@ from pipeline import catalog as tables
 from pipeline import times
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.domain import Domain
-from pipeline.errors import BadInput, DamagedFrame, LeaseLost, NotForecast
-from pipeline.frames.archive import Archive, FrameSource
+from pipeline.errors import BadInput, DamagedFrame, LeaseLost, NotForecast, NowcastError, reason_of
+from pipeline.frames.archive import Archive
+from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import Frame
 from pipeline.ingest import forget_damaged
 from pipeline.storage import Store
@@ -209,6 +210,12 @@ class SumsFiles:
                 except (OSError, ValueError, KeyError, BadInput, NotForecast) as err:
                     log.warning("cannot verify %s: %s", item.label, err)
                     self.result.failed.append((item.label, str(err)))
+                    continue
+                except NowcastError:
+                    raise
+                except Exception as err:  # of this forecast; the others go on
+                    log.exception("cannot verify %s", item.label)
+                    self.result.failed.append((item.label, reason_of(err)))
                     continue
             if item.row is not None:
                 marked.append(item.row | self._verdict(item, observations))

@@ -13,7 +13,7 @@ import xarray as xr
 
 from pipeline import packing, product, times
 from pipeline.domain import Domain
-from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable
+from pipeline.errors import DamagedFrame, NotForecast, StoreUnavailable, reading
 from pipeline.frames.archive import Archive
 from pipeline.frames.grayscale import ADVECTED, ECHO, NO_COVERAGE, NO_ECHO, Frame, Pixels, rate_table
 from pipeline.storage import Store
@@ -135,7 +135,9 @@ def read_places(path: Path) -> list[dict[str, Any]]:
         ValueError, KeyError, TypeError: not a file of places.
     """
     found = []
-    for place in json.loads(path.read_text(encoding="utf-8"))["places"]:
+    with reading(path):
+        places = json.loads(path.read_text(encoding="utf-8"))["places"]
+    for place in places:
         where: dict[str, Any]
         if place["kind"] == "point":
             where = {"longitude": float(place["longitude"]), "latitude": float(place["latitude"])}

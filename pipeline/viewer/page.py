@@ -142,7 +142,7 @@ def _publish(store: Store, path: Path, content: bytes) -> None:
 
 
 def _holds(store: Store, path: Path, content: bytes) -> bool:
-    return store.has(path) and store.get(path).read_bytes() == content
+    return store.has(path) and store.read(path) == content
 
 
 def _remove_old(store: Store, folder: Path, newest: Path) -> None:

@@ -1,7 +1,7 @@
 """When a warning is raised and when it ends: from one cycle's amounts to the next state, without files or network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,18 +19,25 @@ class RuleState:
     Attributes:
         raised_at: reference time of the forecast that raised it; None while there is no warning.
         calm: cycles in a row whose amount was below the lower threshold.
+        calm_before: the same before the newest cycle, of which a reissue may say something else.
     """
 
     raised_at: datetime | None = None
     calm: int = 0
+    calm_before: int = 0
 
 
 @dataclass(frozen=True)
 class State:
-    """How the warnings of a domain stand after the cycle of ``reference_time``; keys are those of the rules."""
+    """How the warnings of a domain stand after the cycle of ``reference_time``; keys are those of the rules.
+
+    Attributes:
+        revision: of the forecast of that cycle; a later one is a reissue.
+    """
 
     reference_time: datetime | None = None
     rules: dict[str, RuleState] = field(default_factory=dict)
+    revision: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Message:
     amount_mm: float
     reference_time: datetime
     raised_at: datetime
+    revision: int = 1
 
     @property
     def text(self) -> str:
@@ -58,7 +66,7 @@ class Message:
         """The text and all fields; ``id`` is the same however often a message is sent."""
         time = times.iso(self.reference_time)
         return {
-            "id": f"{domain}/{self.rule.key}/{time}/{self.event}",
+            "id": f"{domain}/{self.rule.key}/{time}{f'/r{self.revision}' * (self.revision > 1)}/{self.event}",
             "text": self.text,
             "event": self.event,
             "domain": domain,
@@ -68,40 +76,48 @@ class Message:
             "threshold_mm": self.rule.amount_mm,
             "clear_mm": self.rule.clear_mm,
             "reference_time": time,
+            "revision": self.revision,
             "raised_at": times.iso(self.raised_at),
         }
 
 
 def next_state(
-    state: State, rules: Sequence[WarningRule], amounts: dict[str, float | None], reference_time: datetime
+    state: State,
+    rules: Sequence[WarningRule],
+    amounts: dict[str, float | None],
+    reference_time: datetime,
+    revision: int = 1,
 ) -> tuple[State, list[Message]]:
-    """The state after a cycle, and what is to be told.
+    """The state after a forecast, and the messages that it gives rise to.
 
     A warning is raised by an amount of ``amount_mm`` or more, and is over when the amount was below ``clear_mm`` in
-    two cycles in a row. A cycle that is not newer than the last changes nothing.
+    two cycles in a row. Forecasts are ordered by reference time, then revision; one that is not newer than the last
+    changes nothing. A reissue takes the place of its cycle's first forecast: it may raise what that did not, and ends
+    what that would have ended.
 
     Args:
         amounts: by key of the rule, mm; None, or no key, is no forecast, which changes nothing for that rule.
     """
-    if state.reference_time is not None and reference_time <= state.reference_time:
+    if state.reference_time is not None and (reference_time, revision) <= (state.reference_time, state.revision):
         return state, []
+    is_reissue = reference_time == state.reference_time
     after: dict[str, RuleState] = {}
     messages = []
     for rule in rules:
-        stands, amount = state.rules.get(rule.key, RuleState()), amounts.get(rule.key)
-        raised_at = stands.raised_at
+        before, amount = state.rules.get(rule.key, RuleState()), amounts.get(rule.key)
+        calm, raised_at = before.calm_before if is_reissue else before.calm, before.raised_at
         if amount is None:
-            pass
+            after[rule.key] = RuleState(raised_at, before.calm, calm)
         elif raised_at is None:
+            after[rule.key] = RuleState()
             if amount >= rule.amount_mm:
-                stands = RuleState(raised_at=reference_time)
-                messages.append(Message("raised", rule, amount, reference_time, reference_time))
+                after[rule.key] = RuleState(raised_at=reference_time)
+                messages.append(Message("raised", rule, amount, reference_time, reference_time, revision))
         elif amount >= rule.clear_mm:
-            stands = replace(stands, calm=0)
-        elif stands.calm + 1 < CALM_CYCLES:
-            stands = replace(stands, calm=stands.calm + 1)
+            after[rule.key] = RuleState(raised_at, 0, calm)
+        elif calm + 1 < CALM_CYCLES:
+            after[rule.key] = RuleState(raised_at, calm + 1, calm)
         else:
-            messages.append(Message("cleared", rule, amount, reference_time, raised_at))
-            stands = RuleState()
-        after[rule.key] = stands
-    return State(reference_time, after), messages
+            messages.append(Message("cleared", rule, amount, reference_time, raised_at, revision))
+            after[rule.key] = RuleState()
+    return State(reference_time, after, revision), messages

@@ -42,18 +42,19 @@ class Told:
     warnings: tuple[str, ...] = ()
 
 
-def watch(domain: Domain, store: Store, place_forecasts: Path) -> Told:
+def watch(domain: Domain, store: Store, place_forecasts: Path, revision: int = 1) -> Told:
     """Raise and end warnings after an issued cycle, and record them with what is to be sent; see ``deliver``.
 
     A forecast that was issued when the time of a rule was over changes nothing for that rule.
 
     Args:
         place_forecasts: the JSON document of the cycle's places.
+        revision: of the forecast.
     """
     if not domain.warnings:
         return Told()
     try:
-        document = json.loads(store.get(place_forecasts).read_text(encoding="utf-8"))
+        document = json.loads(store.read(place_forecasts))
         reference_time, issue_time = (times.parse_time(document[key]) for key in ("reference_time", "issue_time"))
         issued_after = issue_time - reference_time
         ahead = [rule for rule in domain.warnings if issued_after < timedelta(minutes=rule.minutes)]
@@ -67,11 +68,11 @@ def watch(domain: Domain, store: Store, place_forecasts: Path) -> Told:
     def step(standing: bytes | None) -> bytes | None:
         nonlocal messages
         kept = _parsed(standing, path)
-        state, messages = next_state(kept.state, domain.warnings, amounts, reference_time)
+        state, messages = next_state(kept.state, domain.warnings, amounts, reference_time, revision)
         about = {key: document.get(key, "") for key in ("issue_time", "method", "fallback_reason")}
         told = [(message.rule, {**message.to_json(domain.name), **about}) for message in messages]
         for _, entry in told:  # before the state: what a killed process has not told is told again
-            store.append_line(path.with_suffix(".jsonl"), issue_time, entry)
+            store.append_lines(path.with_suffix(".jsonl"), issue_time, entry)
         wanted = [(rule.key, entry) for rule, entry in told if rule.webhook is not None]
         return None if state is kept.state else _content(_Kept(state, _newest(kept.pending + wanted)))
 
@@ -143,7 +144,7 @@ def _without(kept: _Kept, done: set[str]) -> bytes | None:
 
 def _read(store: Store, path: Path) -> _Kept:
     try:
-        return _parsed(store.get(path).read_bytes(), path)
+        return _parsed(store.read(path), path)
     except FileNotFoundError:
         return _Kept()
 
@@ -157,11 +158,15 @@ def _parsed(content: bytes | None, path: Path) -> _Kept:
         if data["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {data['format_version']}, this version reads {FORMAT_VERSION}")
         rules = {
-            key: RuleState(times.parse_time(rule["raised_at"]) if rule["raised_at"] else None, int(rule["calm"]))
+            key: RuleState(
+                times.parse_time(rule["raised_at"]) if rule["raised_at"] else None,
+                int(rule["calm"]),
+                int(rule.get("calm_before", 0)),
+            )
             for key, rule in data["rules"].items()
         }
         pending = [(str(one["rule"]), {"id": "", **one["message"]}) for one in data["pending"]]
-        return _Kept(State(times.parse_time(data["reference_time"]), rules), pending)
+        return _Kept(State(times.parse_time(data["reference_time"]), rules, int(data.get("revision", 1))), pending)
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         log.warning("%s is damaged, warnings begin anew: %s", path, err)
         return _Kept()
@@ -172,8 +177,13 @@ def _content(kept: _Kept) -> bytes:
     data = {
         "format_version": FORMAT_VERSION,
         "reference_time": times.iso(kept.state.reference_time),
+        "revision": kept.state.revision,
         "rules": {
-            key: {"raised_at": times.iso(rule.raised_at) if rule.raised_at else None, "calm": rule.calm}
+            key: {
+                "raised_at": times.iso(rule.raised_at) if rule.raised_at else None,
+                "calm": rule.calm,
+                "calm_before": rule.calm_before,
+            }
             for key, rule in kept.state.rules.items()
         },
         "pending": [{"rule": key, "message": message} for key, message in kept.pending],

@@ -128,3 +128,30 @@ def test_every_example_loads(monkeypatch):
     assert len(examples) >= 6
     for example in examples:
         assert load(example, None, {}).domains
+
+
+SERVICE = {
+    "NOWCAST_SERVICE_HOST": "10.0.0.7",
+    "NOWCAST_SERVICE_PORT": "4200",
+    "NOWCAST_PORT": "tcp://10.0.0.7:4200",
+    "NOWCAST_PORT_4200_TCP": "tcp://10.0.0.7:4200",
+    "NOWCAST_PREFECT_SERVICE_HOST": "10.0.0.8",
+    "NOWCAST_PREFECT_SERVICE_PORT_HTTP": "4200",
+    "NOWCAST_PREFECT_PORT": "tcp://10.0.0.8:4200",
+    "NOWCAST_PREFECT_PORT_4200_TCP_PROTO": "tcp",
+    "NOWCAST_PREFECT_PORT_4200_TCP_PORT": "4200",
+    "NOWCAST_PREFECT_PORT_4200_TCP_ADDR": "10.0.0.8",
+}
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_left_alone_and_named_once(config, caplog):
+    path = config(DOMAIN)
+    assert load(path, None, {**SERVICE, "NOWCAST_THREADS": "3"}).threads == 3
+    load(path, None, SERVICE)
+    assert caplog.text.count("NOWCAST_PREFECT_PORT_4200_TCP_ADDR") == 1
+
+
+@pytest.mark.parametrize("name", ["NOWCAST_PORT", "NOWCAST_SERVICE", "NOWCAST_LIVE__SERVICE_PORT", "NOWCAST_THREAD"])
+def test_a_misspelt_setting_is_refused_all_the_same(config, name):
+    with pytest.raises(SettingsError, match=r"unknown key|is a value"):
+        load(config(DOMAIN), None, {name: "4200"})

@@ -1,5 +1,6 @@
 """Two machines of one host name on one: processes that see another namespace of process ids, and not each other."""
 
+import contextlib
 import os
 import random
 from multiprocessing.connection import Connection
@@ -42,4 +43,6 @@ def stand_by(settings: Settings, machine: int, folder: Path, stop: Connection) -
     store, removed = open_store(settings), 0
     while not stop.poll(random.uniform(*LOOKS_S)):
         removed += store.remove_stale_temporaries()
-    stop.send(removed + store.remove_stale_temporaries())
+    with contextlib.suppress(EOFError):  # whoever asked is gone
+        stop.recv()
+        stop.send(removed + store.remove_stale_temporaries())
