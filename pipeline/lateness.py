@@ -49,6 +49,11 @@ def expected_radars(before: Sequence[Row]) -> set[str]:
     return {radar for radar, count in seen.items() if count >= min(ON_TIME, len(recent))}
 
 
+def too_late(now: datetime) -> str:
+    """Why a cycle whose frame is there is given up."""
+    return f"nothing was at work until {times.iso(now)}, which is too late for it"
+
+
 class Frames:
     """Rows of a domain's frames by valid time, as far back as ``OF_FRAMES`` and the input of a forecast need."""
 
@@ -89,7 +94,7 @@ def decide(domain: Domain, time: datetime, now: datetime, standing: Row | None, 
     if now > end:
         if standing is not None:
             return SETTLED
-        return Decision("missed", f"nothing was at work until {times.iso(now)}, which is too late for it")
+        return Decision("missed", too_late(now))
     if now < deadline:
         return WAIT if lacking else Decision("due", "complete")
     arrived = from_seconds(frame["arrived_at"])

@@ -19,7 +19,7 @@ from pipeline.domain import Domain
 from pipeline.errors import NowcastError, StoreUnavailable, reason_of
 from pipeline.intake import Intake, Polled
 from pipeline.issue import Wanted, give_up, issue
-from pipeline.lateness import OF_FRAMES, Decision, Frames, decide
+from pipeline.lateness import OF_FRAMES, Decision, Frames, decide, too_late
 from pipeline.operations import Step, bare
 from pipeline.process_memory import give_back_freed
 from pipeline.publish import Outcome
@@ -317,7 +317,7 @@ class Live:
 
     def _give_up(self, feed: Feed, reference_times: Sequence[datetime], now: datetime) -> None:
         unknown = [t for t in reference_times if t not in feed.failure and not feed.missed[t].cause]
-        reasons = self._why_no_frames(feed, unknown) if unknown else {}
+        reasons = self._why_no_frames(feed, unknown, now) if unknown else {}
         for time in reference_times:
             if time in feed.failure:
                 reasons[time] = f"it was tried until {times.iso(now)} and failed: {feed.failure[time]}"
@@ -334,9 +334,12 @@ class Live:
             reason = reasons[skipped[-1]]
             log.warning("%s %s: no forecast in %d cycles: %s", feed.domain.name, period, len(skipped), reason)
 
-    def _why_no_frames(self, feed: Feed, reference_times: Sequence[datetime]) -> dict[datetime, str]:
-        """What is known of frames that never came."""
-        domain, v = feed.domain, tables.volumes.c
+    def _why_no_frames(self, feed: Feed, reference_times: Sequence[datetime], now: datetime) -> dict[datetime, str]:
+        """What is known of frames that did not come in time, or never."""
+        domain, f, v = feed.domain, tables.frames.c, tables.volumes.c
+        wanted = f.valid_time.in_([times.seconds(time) for time in reference_times])
+        framed = self.catalog.read(sa.select(f.valid_time).where(f.domain == domain.name, wanted))
+        reasons = {tables.from_seconds(row["valid_time"]): too_late(now) for row in framed}  # it came since
         row = self.catalog.read(sa.select(tables.feeds).where(tables.feeds.c.domain == domain.name))[0]
         half = domain.cadence / 2
         first, last = times.seconds(min(reference_times) - half), times.seconds(max(reference_times) + half)
@@ -348,8 +351,9 @@ class Live:
                 times.nearest_slot(tables.from_seconds(volume["nominal_time"]), domain.cadence)
             )
             arrived[tables.from_seconds(slot)].append(volume["reason"] or f"{volume['key']} {volume['state']}")
-        reasons = {}
         for time in reference_times:
+            if time in reasons:
+                continue
             known = row["fault"] or "; ".join(arrived[time][:3]) or "nothing arrived for it"
             reasons[time] = f"no frame of {times.iso(time)} within {domain.lateness.grace_s / 60:g} minutes: {known}"
         return reasons

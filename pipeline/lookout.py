@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from pipeline import alerts, operations, status_page, times
-from pipeline.alert_rules import software_fault
+from pipeline.alert_rules import Finding, software_fault
 from pipeline.catalog import Catalog
 from pipeline.errors import NowcastError, machine_fault, reason_of
 from pipeline.settings import Settings
@@ -89,12 +89,18 @@ def look(
         if store.has(store.view(name) / "index.html"):
             steps.append((name, "map page", partial(operations.view, settings, name, None, None, only_if_new=True)))
     for name, work, step in steps:
-        try:
-            step()
-        except NowcastError as err:
-            log.warning("not done: %s", err)
-        except Exception as err:  # the next step does not depend on it
-            log.exception("not done: %s of %s", work, name or "the system")
-            if not machine_fault(err):
-                findings.append(software_fault(name, work, reason_of(err)))
-    alerts.check(settings, store, catalog, clock.now(), emit, findings)
+        findings += _attempt(name, work, step)
+    _attempt("", "alerts", lambda: alerts.check(settings, store, catalog, clock.now(), emit, findings))
+
+
+def _attempt(name: str, work: str, step: Callable[[], object]) -> list[Finding]:
+    """Do a step, on which the next one does not depend; a finding if it met a fault of the software."""
+    try:
+        step()
+    except NowcastError as err:
+        log.warning("not done: %s", err)
+    except Exception as err:
+        log.exception("not done: %s of %s", work, name or "the system")
+        if not machine_fault(err):
+            return [software_fault(name, work, reason_of(err))]
+    return []

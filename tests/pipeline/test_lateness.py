@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.lateness import decide
+from pipeline.lateness import Frames, decide
 from tests.conftest import synthetic_domain
 
 T0 = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
@@ -34,9 +34,8 @@ def row(state, after, **more):
 
 
 def decided(now_s, standing=None, found=None, of=None):
-    one = decide(
-        of or domain(), T0, T0 + timedelta(seconds=now_s), standing, found if found is not None else frames("a", "b")
-    )
+    rows = Frames(found if found is not None else frames("a", "b"))
+    one = decide(of or domain(), T0, T0 + timedelta(seconds=now_s), standing, rows)
     return one.state, one.cause.split(":")[0]
 
 

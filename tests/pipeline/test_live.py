@@ -364,11 +364,12 @@ def test_what_is_published_is_never_given_up_and_a_whole_product_without_a_row_i
     office.run(T0 + timedelta(minutes=3))
     before = office.row(T0)
     domain = office.settings.domain("small")
-    outcome = give_up(office.store, office.catalog, domain, T0, office.clock.now(), "nothing was at work")
+    missed = {T0: "nothing was at work"}
+    outcome = give_up(office.store, office.catalog, domain, missed, office.clock.now())[T0]
     assert outcome.state == "unchanged" and office.row(T0) == before
     with office.catalog.write() as connection:  # killed between the file and its row
         connection.execute(sa.delete(tables.cycles).where(tables.cycles.c.reference_time == times.seconds(T0)))
-    assert give_up(office.store, office.catalog, domain, T0, office.clock.now(), "nothing").state == "published"
+    assert give_up(office.store, office.catalog, domain, missed, office.clock.now())[T0].state == "published"
     assert office.row(T0)["content_digest"] == before["content_digest"]
     assert not [entry for entry in office.store.read_journal() if entry.get("event") == "skipped"]
 
@@ -381,9 +382,9 @@ def test_a_cycle_that_failed_until_the_end_says_why(office, monkeypatch):
     office.comes(T0 + STEP)
     office.run(T0 + STEP + timedelta(seconds=1500 + 120))
     row = office.row(T0 + STEP)
-    assert (
-        row["state"] == "skipped" and "failed: 'a bug'" in row["reason"] and "nothing was at work" not in row["reason"]
-    )
+    assert row["state"] == "skipped" and "nothing was at work" not in row["reason"]
+    assert "failed: a fault of the software: KeyError: 'a bug' (" in row["reason"]
+    assert "pipeline/issue.py:" in row["reason"]  # where it was raised
 
 
 def test_a_slow_source_leaves_no_backlog_behind(office):

@@ -110,14 +110,16 @@ def test_one_that_hangs_ends_and_says_where(office, monkeypatch, capfd):
     live = office.settings.live.model_copy(update={"stuck_after_s": 1.0})
     settings = office.settings.model_copy(update={"live": live})
 
-    def hang_on_the_line(live):
+    def hang_on_the_line(live, lookout):
         time.sleep(60)
 
     monkeypatch.setattr(resident, "_step", hang_on_the_line)
     child = os.fork()
     if child == 0:
-        resident.run_live(settings, office.clock, threading.Event())
-        os._exit(0)
+        try:
+            resident.run_live(settings, office.clock, threading.Event())
+        finally:
+            os._exit(0)
     started = time.monotonic()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == 1 and time.monotonic() - started < 30
