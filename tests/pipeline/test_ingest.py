@@ -124,15 +124,20 @@ def test_negative_rain_is_no_rain_at_all(tmp_path, store, catalog, monkeypatch):
     assert "found -1" in take_in(domain, store, catalog).quarantined[0][1]
 
 
-def test_the_fault_of_the_archive_is_not_that_of_the_file(tmp_path, store, catalog):
+def test_the_fault_of_the_archive_is_not_that_of_the_file(tmp_path, store, catalog, monkeypatch):
     domain = composites(tmp_path / "in")
     put(tmp_path / "in", T0)
     take_in(domain, store, catalog)
     put(tmp_path / "in", T0 + timedelta(minutes=10))
-    (store.archive("odim") / "2024/06/01.zarr/frames/zarr.json").write_text("garbage")
-    with pytest.raises(StoreUnavailable, match="cannot write the frame"):
+
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken, pytest.raises(StoreUnavailable, match="cannot write"):
+        broken.setattr("pipeline.storage.os.replace", fail)
         take_in(domain, store, catalog)
     assert holdings(catalog, ["odim"])[0].unusable == 0
+    assert take_in(domain, store, catalog).framed == 1
 
 
 def test_what_only_other_settings_name_is_said_at_a_rebuild(tmp_path, store, catalog):
