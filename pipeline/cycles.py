@@ -158,10 +158,13 @@ class _Worker:
         for outcome in issue(self.store, self.catalog, self.loader.methods, wanted, kind, clock):
             if isinstance(outcome.error, NowcastError):
                 raise outcome.error
-            if outcome.error is not None:
-                outcome = record_failure(self.store, self.catalog, self.domain, outcome, kind, clock.now())
             outcomes.append(outcome)
-        return outcomes
+        return [  # when their leases are free again
+            record_failure(self.store, self.catalog, self.domain, outcome, kind, clock.now())
+            if outcome.error is not None
+            else outcome
+            for outcome in outcomes
+        ]
 
 
 _worker: _Worker | None = None

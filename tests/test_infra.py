@@ -70,6 +70,7 @@ def test_pods_run_commands_that_exist_with_what_they_name():
             continue
         assert one["spec"]["selector"]["matchLabels"] == one["spec"]["template"]["metadata"]["labels"]
         pod = one["spec"]["template"]["spec"]
+        assert pod["enableServiceLinks"] is False  # a Service named nowcast-... would set variables NOWCAST_...
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes

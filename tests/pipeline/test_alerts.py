@@ -288,3 +288,39 @@ def test_a_killed_process_loses_no_warning(root, tmp_path):
     shutil.rmtree(root / "warnings")  # as if the process had ended right after the product was recorded
     assert len(operations.run(settings, "small", T0, T0).notes) == 1
     assert len(lines(Store(root))) == 1
+
+
+def reissued(state, amount, time, revision):
+    state, messages = next_state(state, [RULE], {RULE.key: amount}, time, revision)
+    return state, [message.event for message in messages]
+
+
+def test_a_reissue_raises_what_the_first_forecast_did_not():
+    """Its reference time is not newer, and so it changed nothing."""
+    state, _ = events(2)
+    state, told = reissued(state, 25, T0, 2)
+    assert told == ["raised"] and state.revision == 2
+    for revision in (1, 2):  # neither is newer
+        assert reissued(state, 30, T0, revision) == (state, [])
+    assert events(8, start=T0 + STEP, state=state)[1] == []
+
+
+def test_a_reissue_counts_in_place_of_its_cycle():
+    raised, _ = events(10)
+    calm_once, _ = events(2, start=T0 + STEP, state=raised)
+    again, told = reissued(calm_once, 3, T0 + STEP, 2)
+    assert told == []  # the same cycle is not calm twice
+    assert events(2, start=T0 + 2 * STEP, state=again)[1] == ["cleared 0"]
+    not_calm, _ = reissued(calm_once, 8, T0 + STEP, 2)
+    assert events(2, start=T0 + 2 * STEP, state=not_calm)[1] == []
+    held, _ = events(9, start=T0 + 2 * STEP, state=calm_once)
+    assert reissued(held, 1, T0 + 2 * STEP, 2)[1] == ["cleared"]  # as the first would have, had it known
+
+
+def test_messages_of_a_reissue_have_ids_of_their_own():
+    state, (first,) = next_state(State(), [RULE], {RULE.key: 12.0}, T0)
+    state, _ = next_state(state, [RULE], {RULE.key: 1.0}, T0 + STEP)
+    state, (ended,) = next_state(state, [RULE], {RULE.key: 1.0}, T0 + 2 * STEP)
+    _, (again,) = next_state(state, [RULE], {RULE.key: 12.0}, T0 + 2 * STEP, 2)
+    ids = [message.to_json("small")["id"] for message in (first, ended, again)]
+    assert len(set(ids)) == 3 and "/r2/" in ids[2]

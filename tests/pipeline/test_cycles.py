@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline import catalog as tables
-from pipeline import nowcast, operations, publish, times
+from pipeline import cycles, nowcast, operations, publish, times
 from pipeline.catalog import Catalog, Lease
 from pipeline.errors import LeaseLost
 from pipeline.issue import Wanted
@@ -255,3 +255,17 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(settings):
     assert not list((settings.root / "products").rglob("*.nc")) and not list((settings.root / "tmp").iterdir())
     (made,) = issue(settings, T0)
     assert made.state == "published"
+
+
+def test_cycles_that_stay_held_are_waited_for_once_and_not_one_after_the_other(settings, monkeypatch):
+    """Giving one up counted as a sign of work, so that each of the others was waited for anew."""
+    held = [T0 + n * STEP for n in range(3)]
+    operations.ingest(settings, "small", T0 - 4 * STEP, held[-1], NOW)
+    monkeypatch.setattr("pipeline.cycles.HELD_PAUSE_S", 0.05)
+    monkeypatch.setattr("pipeline.cycles.HELD_PATIENCE_S", 1.0)
+    names = [f"cycle/small/hindcast/{times.iso(time)}" for time in held]
+    with Catalog(settings.catalog).leases(names):
+        started = time.monotonic()
+        outcomes = list(cycles.issue_cycles(settings, settings.domain("small"), held, "hindcast", times.Clock(NOW), 1))
+    assert [outcome.state for outcome in outcomes] == ["held"] * 3
+    assert time.monotonic() - started < 2.5

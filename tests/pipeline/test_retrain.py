@@ -410,3 +410,17 @@ def test_the_model_in_use_is_no_challenger_and_a_window_has_an_order(settings):
     with pytest.raises(BadInput, match="before it begins"):
         operations.retrain(settings, "small", NOW, T0 + STEP, T0)
     assert not (settings.root / "retrain").exists()
+
+
+def test_sums_that_were_cut_off_are_made_again(tmp_path):
+    """A kill or a power cut leaves a part of a file, which stopped every further try of a retraining."""
+    from pipeline.retrain.evaluation import _keep, _kept
+
+    path = tmp_path / "20240601T020000Z.npz"
+    _keep(path, {"hits": np.arange(5000)})
+    whole = path.read_bytes()
+    assert (_kept(path)["hits"] == np.arange(5000)).all()
+    for damaged in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], whole[:40] + bytes(200) + whole[240:]):
+        path.write_bytes(damaged)
+        assert _kept(path) is None
+    assert _kept(tmp_path / "none.npz") is None
