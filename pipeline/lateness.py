@@ -80,11 +80,8 @@ def decide(domain: Domain, time: datetime, now: datetime, standing: Row | None, 
     rules = domain.lateness
     frame = frames.get(time)
     deadline, end = (time + timedelta(seconds=s) for s in (rules.deadline_s, rules.grace_s))
-    lacking: set[str] = set()
-    if frame is not None:
-        lacking = expected_radars(frames.before(time)) - {one["radar"] for one in own_inputs(frame)}
     if standing is not None and standing["state"] == "published":
-        return _reissue(domain, time, now, standing, frames, end, lacking)
+        return _reissue(domain, time, now, standing, frames, end)
     if frame is None:
         if now <= end:
             return WAIT
@@ -95,6 +92,7 @@ def decide(domain: Domain, time: datetime, now: datetime, standing: Row | None, 
         if standing is not None:
             return SETTLED
         return Decision("missed", too_late(now))
+    lacking = _lacking(frames, time)
     if now < deadline:
         return WAIT if lacking else Decision("due", "complete")
     arrived = from_seconds(frame["arrived_at"])
@@ -108,6 +106,14 @@ def decide(domain: Domain, time: datetime, now: datetime, standing: Row | None, 
     return Decision("due", "complete")
 
 
+def _lacking(frames: Frames, time: datetime) -> set[str]:
+    """Radars that are waited for and are not in the frame of an instant; none if there is no frame."""
+    frame = frames.get(time)
+    if frame is None:
+        return set()
+    return expected_radars(frames.before(time)) - {volume["radar"] for volume in own_inputs(frame)}
+
+
 def _reissue(
     domain: Domain,
     time: datetime,
@@ -115,7 +121,6 @@ def _reissue(
     standing: Row,
     frames: Frames,
     end: datetime,
-    lacking: set[str],
 ) -> Decision:
     """A further revision, when the frames are complete; or at the end of the grace, if they are better than before."""
     if not domain.lateness.reissue or now > end + domain.cadence:
@@ -123,6 +128,6 @@ def _reissue(
     inputs = [time - n * domain.cadence for n in range(domain.input_frames)]
     rows = {t: frames.get(t) for t in inputs}
     changed = [t for t, row in rows.items() if row is not None and row["framed_at"] > standing["issue_time"]]
-    if changed and (not lacking or now >= end):
+    if changed and (now >= end or not _lacking(frames, time)):
         return Decision("due", f"reissue: {', '.join(map(times.iso, changed))} came or grew after the forecast")
     return WAIT if now <= end else SETTLED

@@ -318,3 +318,17 @@ def test_a_rebuilt_catalog_finds_frames_and_quarantine_again(tmp_path, store, ca
     assert catalog.read(sa.select(tables.frames.c.sha256)) == [before]
     again = take_in(domain, store, catalog)
     assert (again.framed, again.unchanged, again.duplicates) == (1, 1, 0)
+
+
+def test_a_source_none_of_whose_names_fits_is_a_problem_of_every_result(tmp_path, root):
+    """It stood in the log alone, and a run ended with "no frame at the reference time"."""
+    domain = composites(tmp_path / "in")
+    put(tmp_path / "in", T0, name="radar_of_today.h5")
+    settings = settings_for(root, domain)
+    for report in (
+        operations.backfill(settings, "odim", T0, T0, NOW),
+        operations.run(settings, "odim", T0, NOW),
+        operations.ingest(settings, "odim", None, None, NOW),
+    ):
+        assert "none of the 1 names" in report.problems[0] and "radar_of_today.h5" in report.problems[0]
+        assert READERS["odim_comp"].pattern.pattern in report.problems[0]
