@@ -123,7 +123,7 @@ class Forecaster:
         made = Forecast(np.zeros(shape, np.uint8), np.zeros((*shape[:2], *shape[3:]), bool))
         first = 0
         while first < len(frames):
-            plan = self._plan(len(frames), (*frames.shape[1:], leads))
+            plan = self._plan(len(frames) - first, (*frames.shape[1:], leads))
             samples = slice(first, first + plan.samples)
             try:
                 for tile in plan.tiles:
@@ -211,6 +211,8 @@ class Forecaster:
             return whole
         budget = self.memory_mb * 2**20
         if self.device.type == "cuda":
+            self._graphs.clear()  # what they hold, and what the allocator keeps, is free for the next plan
+            torch.cuda.empty_cache()
             budget = min(budget, int(0.8 * torch.cuda.mem_get_info(self.device)[0]))
         if samples * height * width * PLENTY <= budget:
             return whole

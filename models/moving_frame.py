@@ -5,6 +5,7 @@ still; the network forecasts there, on the common grid of ``models.moving_window
 rain will be. So one network serves cadences of 5, 6 and 10 minutes and cells of one and two kilometres.
 """
 
+import contextlib
 import math
 
 import torch
@@ -87,18 +88,35 @@ class MovingFrame(nn.Module):
 
     def peak_bytes(self, batch: int, frames: int, leads: int, height: int, width: int) -> int:
         """See ``models.contract.Measured``: positions and outputs of all leads, beside the network's own peak."""
+        steps, rows, columns = -(-leads // self.step), -(-height // self.thin), -(-width // self.thin)
+        own = self._field_bytes(frames, leads, height, width)
+        network = self.network.peak_bytes(1, self.input_frames, steps, rows, columns)
+        if len(self._tiles(self.input_frames, steps, rows, columns, own)) > 1:
+            network = min(network, self.memory_mb * 2**20 - own)
+        return batch * (own + network)
+
+    def _field_bytes(self, frames: int, leads: int, height: int, width: int) -> int:
+        """What a sample takes beside the network."""
         logits, steps = self.network.output.logits, -(-leads // self.step)
         fine = frames + FLOW_PLANES + leads * (LEAD_PLANES + logits)
         common = (self.input_frames + (steps + 1) * (logits + 1)) / self.thin**2
-        own = int(4 * (fine + common) * batch * height * width)
-        rows, columns = -(-height // self.thin), -(-width // self.thin)
-        network = self.network.peak_bytes(1, self.input_frames, steps, rows, columns)
-        return own + batch * min(network, self._network_bytes)
+        return int(4 * (fine + common) * height * width)
 
-    @property
-    def _network_bytes(self) -> int:
-        """What the network may take for a sample: half of the budget; the rest is for the fields of all leads."""
-        return self.memory_mb * 2**20 // 2
+    def _tiles(
+        self, frames: int, leads: int, height: int, width: int, own: int
+    ) -> list[tuple[slice, slice, slice, slice]]:
+        """Parts of the common grid in which the network keeps within what the fields leave; one if it needs none.
+
+        One too if it cannot work in parts: whether that fits is for the planner to say.
+        """
+        key = (frames, leads, height, width, own)
+        if key not in self._parts:
+            left = max(self.memory_mb * 2**20 - own, 0)
+            self._parts[key] = []
+            if height * width * PLENTY > left:
+                with contextlib.suppress(MemoryError):
+                    self._parts[key] = tiles_within(self.network, left, frames, leads, height, width)
+        return self._parts[key]
 
     def forward(self, frames: Tensor, observed: Tensor, leads: int) -> Prediction:
         """See ``models.contract.Method``.
@@ -109,6 +127,7 @@ class MovingFrame(nn.Module):
         check_input(frames, observed, leads, channels=1, min_frames=self.min_frames, min_side=16)
         with torch.autocast(frames.device.type, enabled=False):  # motion of a tenth of a cell is not for bfloat16
             motion = estimate_motion(frames[:, :, 0], observed[:, :, 0])
+        own = self._field_bytes(frames.shape[1], leads, *frames.shape[-2:])
         count = self.input_frames
         seen_now, last = observed[:, -1], frames[:, -1] * observed[:, -1]
         way = list(departures(seen_now, motion, max(leads, self.step * (count - 1))))
@@ -117,7 +136,7 @@ class MovingFrame(nn.Module):
             there = way[n - 1][0]
             past.insert(0, carried(frames[:, -1 - n] * observed[:, -1 - n], observed[:, -1 - n], there))
             covered.insert(0, seen_now & ~way[n - 1][1])
-        knots = self._knots(torch.stack(past, dim=1), torch.stack(covered, dim=1), -(-leads // self.step))
+        knots = self._knots(torch.stack(past, dim=1), torch.stack(covered, dim=1), -(-leads // self.step), own)
         values, flags, chances = [], [], []
         for n, (there, outside) in enumerate(way[:leads], start=1):
             early, share = divmod(n / self.step, 1.0)
@@ -142,7 +161,7 @@ class MovingFrame(nn.Module):
         exceedance = torch.stack(chances, dim=1) if chances else None
         return Prediction(torch.stack(values, dim=1), torch.stack(flags, dim=1), exceedance)
 
-    def _knots(self, past: Tensor, covered: Tensor, leads: int) -> Tensor:
+    def _knots(self, past: Tensor, covered: Tensor, leads: int, own: int) -> Tensor:
         """Raw outputs at 0, 1, 2, ... common steps, on the common grid."""
         height, width = past.shape[-2:]
         seen = covered.to(past.dtype)
@@ -152,21 +171,17 @@ class MovingFrame(nn.Module):
             pooled = [F.avg_pool2d(F.pad(part.flatten(1, 2), padding), self.thin) for part in (fine, seen)]
             values, weight = (part.unsqueeze(2) for part in pooled)
             fine, covered = values / weight.clamp_min(0.25), weight > 0.5
-        raw = self._rolled_out(fine * covered, covered, leads)
+        raw = self._rolled_out(fine * covered, covered, leads, own)
         now = fine[:, -1:]
         if self.network.output.logits:
             levels = torch.tensor(self.network.output.levels, device=now.device).view(-1, 1, 1)
             now = torch.cat((SURE * (now - levels), now), dim=2)
         return torch.cat((now, raw), dim=1).float()
 
-    def _rolled_out(self, frames: Tensor, covered: Tensor, leads: int) -> Tensor:
+    def _rolled_out(self, frames: Tensor, covered: Tensor, leads: int, own: int) -> Tensor:
         """The network's raw outputs, tile by tile where it would take more than its part of the budget."""
         _, count, _, height, width = frames.shape
-        key = (count, leads, height, width)
-        if key not in self._parts:
-            plenty = height * width * PLENTY <= self._network_bytes
-            self._parts[key] = [] if plenty else tiles_within(self.network, self._network_bytes, *key)
-        parts = self._parts[key]
+        parts = self._tiles(count, leads, height, width, own)
         if len(parts) < 2:
             return self.network.roll_out(frames, leads, observed=covered)
         raw: Tensor | None = None

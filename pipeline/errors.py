@@ -86,8 +86,12 @@ def machine_fault(err: BaseException) -> str:
     link: BaseException | None = err
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        if isinstance(link, MemoryError):
+        if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":
             return "not enough memory"
+        if isinstance(link, RuntimeError) and "can't start new thread" in str(link):
+            return "no thread can be started"
+        if isinstance(link, ImportError) and "cannot open shared object" in str(link):
+            return str(link)
         if isinstance(link, OSError) and link.errno and link.errno not in _OF_DATA:
             return link.strerror if link.strerror and "\n" not in link.strerror else _hdf5_words(link)
         if (found := _ERRNO.search(str(link))) and int(found[1]) not in _OF_DATA | {0}:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from pipeline.domain import Domain
-from pipeline.errors import NowcastError, SettingsError, machine_fault
+from pipeline.errors import SettingsError, StoreUnavailable, machine_fault
 from pipeline.frames.archive import Archive
 from pipeline.frames.frame_source import SAME_INTERVAL, FrameSource
 from pipeline.sources import RainField, VolumeRef
@@ -63,11 +63,12 @@ def _best(
         try:
             with store.scratch() as folder:
                 field = source.decode(source.fetch(ref, folder))
-        except (NowcastError, OSError) as err:
-            log.debug("not looked into: %s: %s", ref.key, err)  # it is met again when it is taken in
-            continue
+        except StoreUnavailable:
+            raise
         except Exception as err:
-            log.debug("not looked into: %s: %s", ref.key, machine_fault(err) or err)
+            if fault := machine_fault(err):  # what is kept for good is not decided by what can be read today
+                raise StoreUnavailable(f"{ref.key}: the quantity of the feed is not known: {fault}") from err
+            log.debug("not looked into: %s: %s", ref.key, err)  # it is met again when it is taken in
             continue
         if reason := overlap(domain, standing, field):
             unusable.append(f"{ref.key} is {reason}")

@@ -14,7 +14,7 @@ from pipeline import catalog as tables
 from pipeline import nowcast, publish, times
 from pipeline.catalog import Catalog, Lease, Row
 from pipeline.domain import Domain
-from pipeline.errors import LeaseLost, NotForecast, StoreUnavailable, machine_fault, reason_of
+from pipeline.errors import LeaseLost, NotForecast, NowcastError, StoreUnavailable, machine_fault, reason_of
 from pipeline.frames.archive import Archive
 from pipeline.frames.sequences import InputSequence, read_sequence
 from pipeline.ingest import forget_damaged
@@ -23,7 +23,7 @@ from pipeline.publish import Outcome
 from pipeline.storage import Store
 from pipeline.verification.compared import model_key
 from pipeline.verification.quality import known_quality
-from pipeline.warnings.places import places_of
+from pipeline.warnings.places import Place, places_of
 
 log = logging.getLogger(__name__)
 
@@ -185,10 +185,22 @@ def _publish(
     forecast_s = model_s + stopwatch.perf_counter() - started
     model = model_key(made.frames.method, made.frames.model_checksum)
     quality = known_quality(domain, store, catalog, model, wanted.reference_time)
-    places = places_of(domain, one.sequence.source.grid)
+    places, faults = _places(domain, one.sequence)
     stages = {"read": one.reading_s, "forecast": forecast_s}
     publication = publish.Publication(kind, one.revision, clock, wanted.cause, stages)
-    return publish.publish(domain, store, catalog, one.lease, one.sequence, made, publication, places, quality)
+    outcome = publish.publish(domain, store, catalog, one.lease, one.sequence, made, publication, places, quality)
+    return replace(outcome, faults=(*faults, *outcome.faults))
+
+
+def _places(domain: Domain, sequence: InputSequence) -> tuple[list[Place], tuple[str, ...]]:
+    """Points and areas on the grid of the frames; a fault of the software there costs the forecast nothing."""
+    try:
+        return places_of(domain, sequence.source.grid), ()
+    except NowcastError:
+        raise  # the settings name a place that is not on the grid
+    except Exception as err:
+        log.exception("the places of %s are not on the grid", domain.name)
+        return [], (f"no forecast of places of {domain.name}: {reason_of(err)}",)
 
 
 def record_failure(
@@ -198,7 +210,9 @@ def record_failure(
     with catalog.lease(_lease_name(Wanted(domain, failed.reference_time), kind)) as lease:
         if lease is None:
             return replace(failed, state="held", error=None)
-        return publish.skip(domain, store, catalog, lease, failed.reference_time, kind, now, failed.reason, "failed")
+        skipped = publish.skip(domain, store, catalog, lease, failed.reference_time, kind, now, failed.reason, "failed")
+    # a product that is lost and could not be made again has its row still
+    return skipped if skipped.state == "skipped" else replace(failed, state="skipped", error=None)
 
 
 def with_origin(sequence: InputSequence, catalog: Catalog, domain: Domain) -> InputSequence:
@@ -231,6 +245,9 @@ def give_up(
     names = {time: _lease_name(Wanted(domain, time), "issued") for time in sorted(missed)}
     outcomes: dict[datetime, Outcome] = {}
     recorded = publish.recorded_all(catalog, domain, "issued", missed)
+    products = {store.product(domain.name, "issued", time, 1) for time in missed}
+    # one question for a day: a slow store is not to be asked for each cycle
+    whole = {path for folder in sorted({path.parent for path in products}) for path in store.glob(folder, "*_r1.nc")}
     with catalog.leases(list(names.values())) as leases:
         skipped: dict[datetime, tuple[Lease, str]] = {}
         for time, name in names.items():
@@ -239,7 +256,9 @@ def give_up(
                 outcomes[time] = publish.outcome(row, "unchanged")
             elif lease is None:
                 outcomes[time] = Outcome(time, "held", reason="another process works on it", domain=domain.name)
-            elif adopted := publish.adopt(domain, store, catalog, lease, time, "issued", 1):
+            elif store.product(domain.name, "issued", time, 1) in whole and (
+                adopted := publish.adopt(domain, store, catalog, lease, time, "issued", 1)
+            ):
                 outcomes[time] = adopted
             else:
                 skipped[time] = lease, missed[time]

@@ -16,7 +16,7 @@ from pipeline import catalog as tables
 from pipeline import nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import NowcastError, StoreUnavailable, reason_of
+from pipeline.errors import NowcastError, StoreUnavailable, machine_fault, reason_of
 from pipeline.intake import Intake, Polled
 from pipeline.issue import Wanted, give_up, issue
 from pipeline.lateness import OF_FRAMES, Decision, Frames, decide, too_late
@@ -277,6 +277,8 @@ class Live:
         except NowcastError as err:
             log.warning("%s: not done, %s: %s", feed.domain.name, work, err)
         except Exception as err:
+            if fault := machine_fault(err):
+                raise StoreUnavailable(f"{feed.domain.name}: not done, {work}: {fault}") from err
             log.exception("%s: not done, %s", feed.domain.name, work)
             self._report(feed.domain.name, reason_of(err))
 
@@ -390,7 +392,8 @@ class Live:
             log.warning("nothing is forecast in shadow: %s", err)
         except Exception as err:  # the challenger harms nobody
             log.exception("nothing is forecast in shadow")
-            self._report(wanted.domain.name, reason_of(err))
+            if not machine_fault(err):
+                self._report(wanted.domain.name, reason_of(err))
 
     def _issue_batch(self, wanted: Sequence[Wanted]) -> list[Outcome]:
         return list(issue(self.store, self.catalog, self._loader.methods, wanted, "issued", self.clock))

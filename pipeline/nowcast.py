@@ -94,7 +94,7 @@ class Loader:
             unreadable = unreadable or loaded.is_unreadable
         if not refused:
             return loaded
-        asked, unreadable = model_name(there[0].name), unreadable
+        asked = model_name(there[0].name)
         return replace(loaded, asked=asked, refused="; ".join(refused), is_unreadable=unreadable)
 
     def of(self, domain: Domain, spacing_m: float, one: Candidate) -> Methods:

@@ -390,12 +390,14 @@ def retrain(
         try:
             if not why_not and not work.plan.tunes:
                 evidence = step(retraining.compare)(work, progress)
-        except StoreUnavailable:
+        except ModelRefused as err:
+            why_not = str(err)
+        except NowcastError:
             raise
         except Exception as err:  # a verdict, or the next start would meet it again
             if fault := machine_fault(err):
                 raise StoreUnavailable(f"the retraining of {domain_name} waits: {fault}") from err
-            log.error("the models were not compared", exc_info=not isinstance(err, ModelRefused))
+            log.exception("the models were not compared")
             why_not = reason_of(err)
         return step(retraining.conclude)(work, clock.now(), why_not, evidence)
 

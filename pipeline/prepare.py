@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import times
 from pipeline.domain import Domain, ProjectedGrid
-from pipeline.errors import BadInput, StoreUnavailable, WorkerLost
+from pipeline.errors import BadInput, StoreUnavailable, WorkerLost, machine_fault
 from pipeline.grids import Grid, centred_grid
 from pipeline.ingest import FUTURE_TOLERANCE
 from pipeline.radar.clutter import read_map
@@ -145,6 +145,8 @@ def prepare(domain: Domain, ref: VolumeRef, now: datetime, maps: Path) -> Prepar
     except StoreUnavailable:
         raise
     except Exception as err:
+        if fault := machine_fault(err):
+            return Prepared(ref, "unreadable", f"{ref.key}: cannot be read: {fault}")
         # a decoder met content that it has no words for; the traceback is for us, the file for the quarantine
         log.exception("decoding %s failed", ref.key)
         return Prepared(ref, "quarantined", f"{ref.key}: cannot be decoded: {type(err).__name__}: {err}")

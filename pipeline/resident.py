@@ -85,8 +85,10 @@ def _step(live: Live, lookout: Lookout) -> float:
     except NowcastError as err:
         log.warning("waiting: %s", err)
     except Exception as err:
-        log.error("the step of the live process failed: %s", reason_of(err), exc_info=not machine_fault(err))
-        lookout.report("", reason_of(err))
+        fault = machine_fault(err)
+        log.error("the step of the live process failed: %s", reason_of(err), exc_info=not fault)
+        if not fault:
+            lookout.report("", reason_of(err))
     return WAIT_S
 
 

@@ -23,7 +23,7 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from pipeline import times
 from pipeline.domain import Domain
-from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable
+from pipeline.errors import BadInput, DamagedFrame, SettingsError, StoreUnavailable, machine_fault
 from pipeline.frames import packed
 from pipeline.frames.frame_source import FrameSource
 from pipeline.frames.grayscale import NEVER_WRITTEN, Frame
@@ -116,6 +116,8 @@ class Archive:
                 return self._read_packed(objects, day, slot)
         except (RuntimeError, ValueError, OSError, KeyError) as err:
             time = times.iso(day + slot * self.domain.cadence)
+            if fault := machine_fault(err):
+                raise StoreUnavailable(f"cannot read the frame {time} in {self._path(day)}: {fault}") from err
             raise DamagedFrame(f"the frame {time} in {self._path(day)} is damaged: {err}") from err
         return Frame(planes[:-1], planes[-1])
 
@@ -144,14 +146,17 @@ class Archive:
         day, slot = self._slot(time)
         target = self.store.quarantine(self.domain.name, f"frame_{times.compact(time)}", uuid.uuid4().hex)
         objects = self.objects(day)
+        frames: dict[int, bytes] | None
+        try:
+            frames = objects.packed_frames()  # before anything is moved: what cannot be read now is tried again
+        except ValueError:
+            frames = None
         try:
             if objects.has_single(slot):
                 self.store.move(self._object(day, slot), target)  # at once, so that a reader finds the frame or nothing
         except FileNotFoundError:
             return [time]  # another process was first
-        try:
-            frames = objects.packed_frames()
-        except ValueError:
+        if frames is None:
             return self._set_aside_packed(day, time)
         if (encoded := frames.pop(slot, None)) is not None:  # it must not come back when the single one is gone
             if not self.store.has(target):

@@ -41,6 +41,10 @@ class _Folder(LocalStore):
         super().__init__(folder)
         self._store = store
 
+    async def _open(self, *, mode: Any = None) -> None:
+        with reading(self.root):
+            await super()._open(mode=mode)
+
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:

@@ -16,7 +16,7 @@ from pipeline import catalog as tables
 from pipeline import dataset, nowcast, promotion, times
 from pipeline.catalog import Catalog, Row
 from pipeline.domain import Domain
-from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable, reason_of
+from pipeline.errors import ModelRefused, NowcastError, SettingsError, StoreUnavailable, machine_fault, reason_of
 from pipeline.frames.archive import Archive
 from pipeline.promotion import Candidate
 from pipeline.retrain import plan as plans
@@ -97,6 +97,8 @@ def train(work: Work, progress: Progress) -> str:
     except (NowcastError, ValueError, KeyError, TypeError) as err:
         return str(err.args[0] if isinstance(err, KeyError) else err)
     except Exception as err:  # a verdict, or the next start would meet it again
+        if fault := machine_fault(err):
+            raise StoreUnavailable(f"the training of {plan.challenger} waits: {fault}") from err
         log.exception("the challenger %s was not trained", plan.challenger)
         return reason_of(err)
     store.send(out)
@@ -234,6 +236,8 @@ def _rivals(work: Work, loader: nowcast.Loader) -> Rivals:
     challenger = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.challenger))
     in_use = loader.of(work.domain, source.grid.spacing_m, Candidate(plan.model, plan.model_checksum))
     for whose, methods in (("the challenger", challenger), ("the model in use", in_use)):
+        if methods.is_unreadable:
+            raise StoreUnavailable(methods.refused)
         if methods.refused:
             raise ModelRefused(f"{whose} cannot be used: {methods.refused}")
     return Rivals(challenger, in_use)

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import times
 from pipeline.catalog import Catalog
 from pipeline.domain import Domain
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import reason_of
 from pipeline.storage import Store
 from pipeline.verification import scores
 from pipeline.verification.period import Verified, read_period
@@ -38,8 +38,8 @@ def known_quality(domain: Domain, store: Store, catalog: Catalog, model: str, ti
             verified = read_period(store, catalog, domain, time - span, time, known_by=time, made_by=model)
             own = [one for one in verified if one.kind != "external"]
             said = _said(own[0], time) if own else f"not measured: no forecast of {model} was verified in this time"
-        except (StoreUnavailable, OSError, ValueError, KeyError) as err:
-            log.warning("%s of %s: %s", name, domain.name, err)
+        except Exception as err:
+            log.warning("%s of %s: %s", name, domain.name, reason_of(err))
             said = "not measured: the scores cannot be read"
         found[name] = said
     return found

@@ -19,11 +19,12 @@ class RuleState:
     Attributes:
         raised_at: reference time of the forecast that raised it; None while there is no warning.
         calm: cycles in a row whose amount was below the lower threshold.
-        calm_before: the same before the newest cycle, of which a reissue may say something else.
+        raised_before, calm_before: the same before the newest cycle, of which a reissue may say something else.
     """
 
     raised_at: datetime | None = None
     calm: int = 0
+    raised_before: datetime | None = None
     calm_before: int = 0
 
 
@@ -104,20 +105,28 @@ def next_state(
     after: dict[str, RuleState] = {}
     messages = []
     for rule in rules:
-        before, amount = state.rules.get(rule.key, RuleState()), amounts.get(rule.key)
-        calm, raised_at = before.calm_before if is_reissue else before.calm, before.raised_at
+        now, amount = state.rules.get(rule.key, RuleState()), amounts.get(rule.key)
+        before = (now.raised_before, now.calm_before) if is_reissue else (now.raised_at, now.calm)
         if amount is None:
-            after[rule.key] = RuleState(raised_at, before.calm, calm)
-        elif raised_at is None:
-            after[rule.key] = RuleState()
-            if amount >= rule.amount_mm:
-                after[rule.key] = RuleState(raised_at=reference_time)
-                messages.append(Message("raised", rule, amount, reference_time, reference_time, revision))
-        elif amount >= rule.clear_mm:
-            after[rule.key] = RuleState(raised_at, 0, calm)
-        elif calm + 1 < CALM_CYCLES:
-            after[rule.key] = RuleState(raised_at, calm + 1, calm)
-        else:
-            messages.append(Message("cleared", rule, amount, reference_time, raised_at, revision))
-            after[rule.key] = RuleState()
+            after[rule.key] = RuleState(now.raised_at, now.calm, *before)
+            continue
+        # what the first forecast of the cycle has raised has begun; it can only become calm
+        raised_at, calm = (now.raised_at, 0) if before[0] is None and is_reissue else before
+        raised_at, calm = _after(rule, amount, raised_at, calm, reference_time)
+        if raised_at is not None and now.raised_at is None:
+            messages.append(Message("raised", rule, amount, reference_time, raised_at, revision))
+        elif raised_at is None and now.raised_at is not None:
+            messages.append(Message("cleared", rule, amount, reference_time, now.raised_at, revision))
+        after[rule.key] = RuleState(raised_at, calm, *before)
     return State(reference_time, after, revision), messages
+
+
+def _after(
+    rule: WarningRule, amount: float, raised_at: datetime | None, calm: int, reference_time: datetime
+) -> tuple[datetime | None, int]:
+    """Since when a warning stands after a forecast, None if it does not; and its calm cycles in a row."""
+    if raised_at is None:
+        return (reference_time, 0) if amount >= rule.amount_mm else (None, 0)
+    if amount >= rule.clear_mm:
+        return raised_at, 0
+    return (raised_at, calm + 1) if calm + 1 < CALM_CYCLES else (None, 0)

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,9 @@ def _parsed(content: bytes | None, path: Path) -> _Kept:
             raise ValueError(f"format {data['format_version']}, this version reads {FORMAT_VERSION}")
         rules = {
             key: RuleState(
-                times.parse_time(rule["raised_at"]) if rule["raised_at"] else None,
+                _time_or_none(rule["raised_at"]),
                 int(rule["calm"]),
+                _time_or_none(rule.get("raised_before")),
                 int(rule.get("calm_before", 0)),
             )
             for key, rule in data["rules"].items()
@@ -170,6 +171,10 @@ def _parsed(content: bytes | None, path: Path) -> _Kept:
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         log.warning("%s is damaged, warnings begin anew: %s", path, err)
         return _Kept()
+
+
+def _time_or_none(text: str | None) -> datetime | None:
+    return times.parse_time(text) if text else None
 
 
 def _content(kept: _Kept) -> bytes:
@@ -182,6 +187,7 @@ def _content(kept: _Kept) -> bytes:
             key: {
                 "raised_at": times.iso(rule.raised_at) if rule.raised_at else None,
                 "calm": rule.calm,
+                "raised_before": times.iso(rule.raised_before) if rule.raised_before else None,
                 "calm_before": rule.calm_before,
             }
             for key, rule in kept.state.rules.items()

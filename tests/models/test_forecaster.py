@@ -127,7 +127,7 @@ def test_when_memory_runs_out_passes_are_halved_for_good():
     forecaster = Forecaster(method, samples=8)
     frames = np.arange(7, dtype=np.uint8).repeat(16).reshape(7, 1, 1, 4, 4)
     made = forecaster.predict(frames, np.ones((7, 1, 4, 4), bool), 2)
-    assert method.sizes == [8, 4, 2, 2, 2, 2]
+    assert method.sizes == [8, 4, 2, 2, 2, 1]
     assert np.array_equal(made.pixels[:, 1], frames[:, 0])
     forecaster.predict(frames[:1], np.ones((1, 1, 4, 4), bool), 2)
     assert method.sizes[-1] == 1  # one alone is not filled up
@@ -148,7 +148,7 @@ class Greedy(Hungry):
 def test_a_pass_has_the_smallest_power_of_two_that_holds_the_batch_and_that_the_budget_holds():
     frames = np.arange(13, dtype=np.uint8).repeat(256).reshape(13, 1, 1, 16, 16)
     seen = np.ones((13, 1, 16, 16), bool)
-    for count, memory_mb, sizes in ((1, 64, [1]), (3, 64, [4]), (5, 64, [8]), (13, 64, [16]), (5, 13, [4, 4])):
+    for count, memory_mb, sizes in ((1, 64, [1]), (3, 64, [4]), (5, 64, [8]), (13, 64, [16]), (5, 13, [4, 1])):
         method = Greedy()
         made = Forecaster(method, samples=64, memory_mb=memory_mb).predict(frames[:count], seen[:count], 2)
         assert method.sizes == sizes, (count, memory_mb)

@@ -313,6 +313,11 @@ def test_a_reissue_counts_in_place_of_its_cycle():
     assert events(2, start=T0 + 2 * STEP, state=again)[1] == ["cleared 0"]
     not_calm, _ = reissued(calm_once, 8, T0 + STEP, 2)
     assert events(2, start=T0 + 2 * STEP, state=not_calm)[1] == []
+    ended, told = events(2, start=T0 + 2 * STEP, state=calm_once)
+    assert told == ["cleared 0"]
+    back, told = reissued(ended, 8, T0 + 2 * STEP, 2)  # in place of the first it would never have ended
+    assert told == ["raised"] and back.rules[RULE.key].raised_at == T0
+    assert reissued(ended, 1, T0 + 2 * STEP, 2)[1] == []
     held, _ = events(9, start=T0 + 2 * STEP, state=calm_once)
     assert reissued(held, 1, T0 + 2 * STEP, 2)[1] == ["cleared"]  # as the first would have, had it known
 

@@ -98,6 +98,25 @@ def test_a_frame_that_cannot_be_read_now_is_not_damaged(settings, machine, numbe
     assert made.state == "published" and made.method != "last_frame"
 
 
+@pytest.mark.parametrize(
+    ("where", "error", "says"),
+    [
+        ("zarr.storage.LocalStore._open", OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        ("asyncio.to_thread", RuntimeError("can't start new thread"), "no thread can be started"),
+    ],
+)
+def test_nor_is_one_whose_folder_or_thread_the_machine_refuses(settings, monkeypatch, where, error, says):
+    operations.ingest(settings, "small", T0 - 4 * STEP, T0, NOW)
+
+    async def fail(*arguments, **named):
+        raise error
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(where, fail)
+        assert says in waits(settings)
+    assert not quarantined(settings) and issue(settings, T0)[0].state == "published"
+
+
 def test_a_packed_day_that_cannot_be_read_now_is_not_damaged(settings, machine):
     from pipeline.compaction import compact
 
