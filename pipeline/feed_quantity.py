@@ -59,17 +59,18 @@ def _best(
 ) -> str:
     """The first quantity in the reader's order that a new file has; empty if none can be read."""
     order, usable, unusable = source.reader.quantities, set(), []
+    unread = ""
     for ref in refs[:LOOKED_INTO]:
-        try:
-            with store.scratch() as folder:
+        with store.scratch() as folder:
+            try:
                 field = source.decode(source.fetch(ref, folder))
-        except StoreUnavailable:
-            raise
-        except Exception as err:
-            if fault := machine_fault(err):  # what is kept for good is not decided by what can be read today
-                raise StoreUnavailable(f"{ref.key}: the quantity of the feed is not known: {fault}") from err
-            log.debug("not looked into: %s: %s", ref.key, err)  # it is met again when it is taken in
-            continue
+            except StoreUnavailable:
+                raise
+            except Exception as err:  # it is met again when it is taken in
+                log.debug("not looked into: %s: %s", ref.key, err)
+                if fault := machine_fault(err):
+                    unread = f"{ref.key} cannot be read: {fault}"
+                continue
         if reason := overlap(domain, standing, field):
             unusable.append(f"{ref.key} is {reason}")
         else:
@@ -81,4 +82,10 @@ def _best(
             f"domains.{domain.name}.cadence_minutes = {domain.cadence_minutes}, but {unusable[0]}; "
             "the cadence must be at least as long"
         )
-    return min(usable, key=lambda name: order.index(name) if name in order else len(order), default="")
+    best = min(usable, key=lambda name: order.index(name) if name in order else len(order), default="")
+    if unread and usable and order and best != order[0]:  # what is kept for good is not decided by what could be read
+        raise StoreUnavailable(
+            f"the quantity of {domain.name} is not known yet: {unread}, others hold {', '.join(sorted(usable))}; "
+            f"domains.{domain.name}.source.quantity decides it"
+        )
+    return best

@@ -5,6 +5,7 @@ measured: a frame shows what was measured before it, never after. How a frame is
 """
 
 import logging
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -51,7 +52,11 @@ def ingest_volumes(job: Job, start: datetime, end: datetime, progress: Callable[
     fresh = _not_known(job, wanted, first, end)
     job.result.unchanged = len(wanted) - len(fresh)
     done = 0
+    nominal = sorted(ref.nominal_time for ref in listed)
     for begin, last in _pieces(domain, listed, start, end):
+        first_after = bisect_left(nominal, begin - reach)
+        if first_after == len(nominal) or nominal[first_after] > last + LONGEST_SCAN:
+            continue  # years may lie between two files
         # frames of several radars are made from all of them: two ingests at once would each see only a part
         with job.catalog.lease(f"ingest/{domain.name}", job.patience_s) as lease:
             if lease is None:

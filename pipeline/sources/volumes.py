@@ -65,6 +65,7 @@ class VolumeFiles:
         """
         groups: dict[tuple[str, str, datetime], Any] = defaultdict(list)
         seen, ours, example = 0, 0, ""
+        refused: deque[str] = deque()
         strangers: Counter[str] = Counter()
         first, last = start - self.margin, end + self.margin
         alone_here = self.config.radars[0] if len(self.config.radars) == 1 else "radar"
@@ -86,6 +87,7 @@ class VolumeFiles:
                     raise BadInput(f"{file.key}: the name of its radar is longer than {LONGEST_NAME}")
             except BadInput as err:
                 log.warning("left alone: %s", err)
+                refused.append(str(err))
                 continue
             except OSError as err:  # a header could not be read; that may pass
                 log.warning("left for the next look: %s", err)
@@ -102,6 +104,8 @@ class VolumeFiles:
                 f"none of the {seen} names in {self.where.place} is of the form {self.config.pattern} (pattern), "
                 f"for example {example}"
             )
+        elif refused and len(refused) == ours:
+            warn(f"none of the {ours} names in {self.where.place} can be placed in time: {refused[0]}")
         if strangers:
             who = ", ".join(sorted(strangers)[:10])
             log.warning("left alone: %d files of radars that are not in radars: %s", strangers.total(), who)

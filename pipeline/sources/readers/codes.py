@@ -43,8 +43,8 @@ def observed_values(
         name: of the file, for errors.
         values: decoded; NaN and what no radar measures are not observed unless ``no_echo`` has the cell.
         no_data: cells with the code of no data.
-        no_echo: cells with the code of no echo; None if the file declares none. NaN, or the code of no data, may then
-            stand for it, which only a field with plain dry values rules out.
+        no_echo: cells with the code of no echo; None if the file declares none. NaN, the code of no data or one that
+            nobody declared may then stand for it, which only a field with plain dry values rules out.
         shared_code: what the cells are that may be either.
 
     Raises:
@@ -55,7 +55,7 @@ def observed_values(
         possible = (values >= lowest) & (values <= highest)  # false for NaN
     either = np.zeros(values.shape, np.bool_)
     if no_echo is None:
-        either = no_data | np.isnan(values)
+        either = no_data | ~possible
         dry = np.count_nonzero(possible & ~no_data & (values <= NO_ECHO[kind]))
         if dry > _FEW_DRY * np.count_nonzero(possible & ~no_data):
             either[:] = False

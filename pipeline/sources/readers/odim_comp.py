@@ -83,6 +83,8 @@ def _decoded(
     kind = _KINDS[quantity]
     with np.errstate(over="ignore"):
         values = raw.astype(np.float32) * np.float32(gain) + np.float32(offset)
+    if not (np.isfinite(gain) and gain != 0 and np.isfinite(offset)):
+        raise BadInput(f"{path.name}: gain is {gain} and offset {offset}, expected numbers, and a gain other than 0")
     undetect = has_code(raw, codes["undetect"]) if "undetect" in codes else None
     no_data = has_code(raw, codes.get("nodata"))
     values = observed_values(path.name, values, kind, no_data, undetect, shared_code)
