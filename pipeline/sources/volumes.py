@@ -65,7 +65,7 @@ class VolumeFiles:
         """
         groups: dict[tuple[str, str, datetime], Any] = defaultdict(list)
         seen, ours, example = 0, 0, ""
-        refused: deque[str] = deque()
+        refused: tuple[str, ...] = ()
         strangers: Counter[str] = Counter()
         first, last = start - self.margin, end + self.margin
         alone_here = self.config.radars[0] if len(self.config.radars) == 1 else "radar"
@@ -87,7 +87,7 @@ class VolumeFiles:
                     raise BadInput(f"{file.key}: the name of its radar is longer than {LONGEST_NAME}")
             except BadInput as err:
                 log.warning("left alone: %s", err)
-                refused.append(str(err))
+                refused = (*refused, str(err))
                 continue
             except OSError as err:  # a header could not be read; that may pass
                 log.warning("left for the next look: %s", err)
