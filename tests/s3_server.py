@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -130,9 +130,15 @@ class FaultyProxy:
                 connection.close()
                 if isinstance(fault, float):  # the server has done it at once
                     time.sleep(fault)
+                    with suppress(ConnectionError):  # whoever asked may be gone
+                        self._answer(answer, content, fault)
+                    return
                 if fault == "lost":
                     dropped(self)
                     return
+                self._answer(answer, content, fault)
+
+            def _answer(self, answer: http.client.HTTPResponse, content: bytes, fault: Fault) -> None:
                 self.send_response(answer.status)
                 for name, value in answer.getheaders():
                     if name.lower() not in {"connection", "transfer-encoding", "content-length", "server", "date"}:

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import logging
 import os
 import re
 import warnings
@@ -18,6 +19,8 @@ import h5py
 
 from pipeline.errors import BadInput, machine_fault
 from pipeline.radar.iris import mended_reader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,14 @@ class Budget:
 
 def _copy(path: Path, target: BinaryIO, budget: Budget, opener: Callable[[Path], Any]) -> None:
     with opener(path) as source:
-        while block := source.read(2**20):
-            budget.spend(len(block))
-            target.write(block)
+        try:
+            while block := source.read(2**20):
+                budget.spend(len(block))
+                target.write(block)
+        except gzip.BadGzipFile as err:
+            if target.tell() == 0 or "Not a gzipped file" not in str(err):
+                raise
+            log.warning("%s: bytes behind the end of its compression are left out", budget.name)  # all before is whole
 
 
 def inflate(tool: Any, data: bytes, budget: Budget, target: BinaryIO | None = None) -> None:

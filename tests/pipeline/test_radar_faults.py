@@ -1,5 +1,6 @@
 """Volumes as they come in use: mixed hints, malfunctions, odd datasets, other units, bytes too many. Small and made."""
 
+import gzip
 import logging
 import struct
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import xarray as xr
 
 from pipeline.errors import BadInput, StoreUnavailable
 from pipeline.radar.clutter import ClutterMap, map_path, read_map, write_map
+from pipeline.radar.formats import plain_file
 from pipeline.radar.recognise import sniff
 from pipeline.radar.volume import NO_ECHO_DBZ, Site
 from pipeline.sources import open_polar_source
@@ -348,3 +350,15 @@ def test_raw_and_filtered_files_of_one_cycle(tmp_path):
     assert len(ref.members) == 2
     (tmp_path / "scratch").mkdir()
     assert [s.filtered for s in source.read(ref, tmp_path / "scratch").sweeps] == [True, True]
+
+
+def test_bytes_behind_the_end_of_a_compressed_volume_cost_nothing(tmp_path):
+    whole = gamic(tmp_path / "v.h5").read_bytes()
+    packed, path = gzip.compress(whole), tmp_path / "v.gz"
+    path.write_bytes(packed + b"oops" * 20)
+    with plain_file(path, 2**26) as plain:
+        assert plain.read_bytes() == whole
+    for damaged in (packed[: len(packed) // 2], packed[:-6] + bytes(6)):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput), plain_file(path, 2**26):
+            pass

@@ -28,7 +28,7 @@ KINDS = {
 }
 # of the calls that fail, and of those of methods that raise, lowest and highest
 CALL_SHARES, METHOD_SHARES = (0.002, 0.2), (0.1, 0.6)
-MOST_DESCRIPTORS = 10
+MOST_DESCRIPTORS = 6
 # a day: frames of the archive in which a byte is turned over, and live processes that are stopped beyond their lease
 FLIPS, TAKEOVERS = 4, 8
 

@@ -166,14 +166,19 @@ class _FailingFile(io.FileIO):
 
 @contextmanager
 def few_descriptors(more: int | None) -> Iterator[None]:
-    """Let this process have so many descriptors above the highest that it has now; None is no such limit."""
+    """Let this process open so many descriptors besides those that it has now; None is no such limit."""
     if more is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    while taken[-1] < highest:  # free ones between those in use
+        taken.append(os.dup(taken[0]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1 + more, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
