@@ -1,7 +1,6 @@
 """Files of radar volumes: decompressed where needed, checked for their sizes, opened by xradar."""
 
 import bz2
-import gzip
 import logging
 import os
 import re
@@ -10,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -21,6 +19,8 @@ from pipeline.errors import BadInput, machine_fault
 from pipeline.radar.iris import mended_reader
 
 log = logging.getLogger(__name__)
+
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def plain_file(path: Path, max_bytes: int, name: str = "") -> Iterator[Path]:
     with path.open("rb") as file:
         magic = file.read(4)
     unpack: Callable[[Path, BinaryIO, Budget], None] | None = None
-    if magic.startswith(b"\x1f\x8b"):
-        unpack = partial(_copy, opener=gzip.open)
+    if magic.startswith(GZIP):
+        unpack = _unpack_gzip
     elif magic.startswith(b"BZh"):
-        unpack = partial(_copy, opener=bz2.open)
+        unpack = _unpack_bz2
     if unpack is None:
         yield path
         return
@@ -124,16 +124,24 @@ class Budget:
             raise BadInput(f"{self.name}: more than {self.max_bytes} bytes when decompressed")
 
 
-def _copy(path: Path, target: BinaryIO, budget: Budget, opener: Callable[[Path], Any]) -> None:
-    with opener(path) as source:
-        try:
-            while block := source.read(2**20):
-                budget.spend(len(block))
-                target.write(block)
-        except gzip.BadGzipFile as err:
-            if target.tell() == 0 or "Not a gzipped file" not in str(err):
-                raise
-            log.warning("%s: bytes behind the end of its compression are left out", budget.name)  # all before is whole
+def _unpack_bz2(path: Path, target: BinaryIO, budget: Budget) -> None:
+    with bz2.open(path) as source:
+        while block := source.read(2**20):
+            budget.spend(len(block))
+            target.write(block)
+
+
+def _unpack_gzip(path: Path, target: BinaryIO, budget: Budget) -> None:
+    """All members of the file; what stands behind the last one is left out, and costs nothing."""
+    data = path.read_bytes()
+    while data.startswith(GZIP):
+        tool = zlib.decompressobj(wbits=31)
+        inflate(tool, data, budget, target)
+        if not tool.eof:
+            raise EOFError("it ended before its end was marked")
+        data = tool.unused_data
+    if data.strip(b"\0"):
+        log.warning("%s: %d bytes behind the end of its compression are left out", budget.name, len(data))
 
 
 def inflate(tool: Any, data: bytes, budget: Budget, target: BinaryIO | None = None) -> None:
