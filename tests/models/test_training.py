@@ -209,8 +209,8 @@ def test_metrics_and_curve_are_written(tmp_path):
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path):
-    train(network(), windows(), mse, config(), folder=tmp_path)
+def test_a_state_of_another_run_is_refused_and_with_a_damaged_one_training_begins_anew(tmp_path, caplog):
+    fresh = train(network(), windows(), mse, config(), folder=tmp_path)
     with pytest.raises(ValueError, match="batch was 2, is 3"):
         train(network(), windows(), mse, config(batch=3), folder=tmp_path)
     state = tmp_path / "state.safetensors"
@@ -219,8 +219,9 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     flipped[-50] ^= 1
     for damaged in (whole[:-100], bytes(flipped)):
         state.write_bytes(damaged)
-        with pytest.raises(ValueError, match="remove it to start anew"):
-            train(network(), windows(), mse, config(), folder=tmp_path)
+        again = train(network(), windows(), mse, config(), folder=tmp_path)
+        assert [row["validation_loss"] for row in again] == [row["validation_loss"] for row in fresh]
+        assert "which starts anew" in caplog.text and state.read_bytes() != damaged
 
 
 def test_a_run_may_be_lengthened_and_ended_by_time(tmp_path):
