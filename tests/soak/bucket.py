@@ -11,7 +11,7 @@ from pipeline.source_settings import S3Access
 from tests.s3_server import Fault, FaultyProxy, dropped, refusal, running_server
 
 # of the wall clock, so there are few
-SLOW_S, SLOW_SHARE, MOST_SLOW = 10.0, 0.002, 12
+SLOW_S, SLOW_SHARE, MOST_SLOW = 10.0, 0.005, 12
 
 
 @contextlib.contextmanager
