@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ import numpy as np
 
 from pipeline import operations
 from pipeline.catalog import Catalog
+from pipeline.cycles import end_with_parent
 from pipeline.settings import Settings
 from pipeline.storage import open_store
 from tests import postgres_server
@@ -167,6 +169,7 @@ def _soak(settings: Settings, folder: Path, plan: Plan, seed: int, kills: int) -
 
 def backfill_clean(settings: Settings, plan: Plan, now: datetime) -> None:
     """Forecast the periods of work from the feeds without faults."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for name in settings.domains:
         for start, end in plan.work:
             operations.backfill(settings, name, start, end, now)
