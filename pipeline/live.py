@@ -74,6 +74,7 @@ class Feed:
         newest_last: it was at the newest, not at the backlog.
         missed: instants to be given up, and what is known of the reason.
         give_up_again: when that is tried, if the last time could not do it.
+        away: from when until when nothing was at work, the last time; what came meanwhile is read bit by bit.
     """
 
     domain: Domain
@@ -94,6 +95,7 @@ class Feed:
     newest_last: bool = False
     missed: dict[datetime, Decision] = field(default_factory=dict)
     give_up_again: datetime = times.EPOCH
+    away: tuple[datetime, datetime] = (times.EPOCH, times.EPOCH)
 
     def has_missed(self, now: datetime) -> bool:
         """Whether there is something to be given up now."""
@@ -181,6 +183,8 @@ class Live:
                 )
         elif row["polled_at"]:
             feed.polled = tables.from_seconds(row["polled_at"])
+            if now - feed.polled > domain.cadence:
+                feed.away = feed.polled, now
             self._add_backlog(feed, feed.polled, now)
         return feed
 
@@ -229,6 +233,8 @@ class Live:
         now = self.clock.now()
         if polled.result is not None:
             if feed.polled is not None and now - feed.polled > LATE_EVERY:  # it was away, and may have kept what came
+                if not feed.fault:  # its source could be read all the time: nothing was at work
+                    feed.away = feed.polled, now
                 self._add_backlog(feed, feed.polled, now)
             feed.polled = now
         self._tell(feed, polled.fault, now)
@@ -339,9 +345,13 @@ class Live:
     def _why_no_frames(self, feed: Feed, reference_times: Sequence[datetime], now: datetime) -> dict[datetime, str]:
         """What is known of frames that did not come in time, or never."""
         domain, f, v = feed.domain, tables.frames.c, tables.volumes.c
+        grace = timedelta(seconds=domain.lateness.grace_s)
+        # over before anything was at work again: whether something had come is not known until it is read
+        missed = [time for time in reference_times if feed.away[0] < time + grace <= feed.away[1]]
+        reasons = {time: too_late(feed.away[1]) for time in missed}
         wanted = f.valid_time.in_([times.seconds(time) for time in reference_times])
         framed = self.catalog.read(sa.select(f.valid_time).where(f.domain == domain.name, wanted))
-        reasons = {tables.from_seconds(row["valid_time"]): too_late(now) for row in framed}  # it came since
+        reasons = {tables.from_seconds(row["valid_time"]): too_late(now) for row in framed} | reasons  # it came since
         row = self.catalog.read(sa.select(tables.feeds).where(tables.feeds.c.domain == domain.name))[0]
         half = domain.cadence / 2
         first, last = times.seconds(min(reference_times) - half), times.seconds(max(reference_times) + half)

@@ -189,6 +189,23 @@ def test_after_a_pause_the_newest_comes_first_then_what_is_still_of_use(office):
     assert len(frames) >= 10  # also those that came while nothing was at work
 
 
+@pytest.mark.parametrize("restarted", [True, False])
+def test_what_was_missed_in_a_long_pause_is_not_said_to_have_never_arrived(office, restarted):
+    """The reasons are recorded before all that came meanwhile is read."""
+    office.comes(T0)
+    office.run(T0 + timedelta(minutes=3))
+    office.comes(T0 + 40 * STEP)
+    office.clock.set(T0 + 140 * STEP + timedelta(minutes=2))
+    if restarted:
+        office.begin()
+    office.run(office.clock.now() + timedelta(seconds=60))
+    skipped = [row for (time, _), row in office.cycles().items() if T0 < time < T0 + 137 * STEP]
+    assert len(skipped) == 136
+    assert {row["reason"] for row in skipped} == {
+        "nothing was at work until 2024-06-02T01:22:00Z, which is too late for it"
+    }
+
+
 def test_reissue_is_off_by_default_and_gives_a_further_revision_when_asked(tmp_path):
     for reissue in (False, True):
         folder = tmp_path / str(reissue)
