@@ -320,13 +320,17 @@ def test_its_network_works_in_tiles_where_the_budget_asks_for_them(monkeypatch):
         return roll_out(self, x, *arguments, **named)
 
     monkeypatch.setattr(Network, "roll_out", counted)
-    for memory_mb in (4096, 160):
+    count = int(card.training["input_frames"])
+    needed = MovingFrame(network, 5, 2000.0, PLAIN, count).peak_bytes(1, 5, 4, 700, 620)
+    too_little = (needed - network.peak_bytes(1, count, 2, 700, 620) // 3) // 2**20
+    for memory_mb in (4096, too_little):
         sizes.clear()
-        method = MovingFrame(network, 5, 2000.0, PLAIN, int(card.training["input_frames"]), memory_mb=memory_mb)
+        method = MovingFrame(network, 5, 2000.0, PLAIN, count, memory_mb=memory_mb)
+        assert method.peak_bytes(1, 5, 4, 700, 620) <= memory_mb * 2**20
         with torch.no_grad():
             made[memory_mb] = method(frames, seen, 4)
-        assert (len(sizes) > 1) == (memory_mb == 160), sizes
+        assert (len(sizes) > 1) == (memory_mb == too_little), sizes
     assert max(height * width for height, width in sizes) < 700 * 620
-    whole, tiled = made[4096], made[160]
+    whole, tiled = made[4096], made[too_little]
     assert torch.allclose(whole.exceedance, tiled.exceedance, atol=1e-4)
     assert (whole.values - tiled.values).abs().mean() < 1e-4

@@ -243,8 +243,8 @@ def test_a_name_that_the_catalog_cannot_hold_stops_no_ingest(either_url, root, m
         def __init__(self, domain):
             self.source = real(domain)
 
-        def list(self, start, end):
-            refs = list(self.source.list(start, end))
+        def list(self, start, end, warn):
+            refs = list(self.source.list(start, end, warn))
             strange = [dataclasses.replace(refs[0], key=key) for key in ("k" * 600, "a\0b", "a\udcff")]
             return [*strange, dataclasses.replace(refs[0], key="long etag", etag="e" * 65), *refs]
 
